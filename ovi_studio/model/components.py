@@ -1,0 +1,37 @@
+"""A variant's five components as modules: the classes they are, built from the variant's shapes.
+
+Built with fresh weights and in evaluation mode, on the device of the surrounding `torch.device(...)`. Trained
+weights come from `weights/`; a full-size component belongs on `torch.device("meta")` until they do.
+"""
+
+from diffusers import AutoencoderKLWan, MMAudioVAE
+from transformers import UMT5Config, UMT5EncoderModel
+
+from ovi_studio.model.transformer import OviTransformer
+from ovi_studio.model.vocoder import OviVocoder
+from ovi_studio.variants import Variant
+
+
+def build_transformer(variant: Variant) -> OviTransformer:
+    """The twin DiT."""
+    return OviTransformer(**variant.transformer.config()).eval()
+
+
+def build_text_encoder(variant: Variant) -> UMT5EncoderModel:
+    """The UMT5 encoder: gated GELU (tanh), relative positions of its own in every layer."""
+    return UMT5EncoderModel(UMT5Config(**variant.text_encoder.config())).eval()
+
+
+def build_video_vae(variant: Variant) -> AutoencoderKLWan:
+    """Wan2.2's video VAE, with the latent statistics in its config; whoever calls it scales by them."""
+    return AutoencoderKLWan(**variant.video_vae.config()).eval()
+
+
+def build_audio_vae(variant: Variant) -> MMAudioVAE:
+    """MMAudio's mel VAE. Its front end takes ln, the 16 kHz weights want log10: divide a mel by ln 10."""
+    return MMAudioVAE(**variant.audio_vae.config()).eval()
+
+
+def build_vocoder(variant: Variant) -> OviVocoder:
+    """The BigVGAN generator that makes a waveform of the audio VAE's mel."""
+    return OviVocoder(**variant.vocoder.config()).eval()
