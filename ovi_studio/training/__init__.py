@@ -1,0 +1,1 @@
+"""How the embedded `nano` is made: the recipe at toy scale. Nothing else imports it."""
