@@ -1,0 +1,7 @@
+"""`python -m ovi_studio.cli`."""
+
+import sys
+
+from ovi_studio.cli import main
+
+sys.exit(main())

@@ -1,0 +1,49 @@
+"""What every command shares: how it talks to a person and to a program, and how a prompt comes in.
+
+What a program may read goes to stdout (a path, JSON lines), what a person reads to stderr.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from ovi_studio.errors import PromptError
+
+MAX_STDIN_BYTES = 1 << 20  # guessed: far beyond the longest prompt, far below what would hurt
+
+
+def say(text: str) -> None:
+    """One line to the person, whatever the text holds."""
+    print(f"ovi-studio: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_line(line: str | Path) -> None:
+    """A line on stdout in its encoding, whatever it holds; of a path the very bytes: not every name is text."""
+    encoding = sys.stdout.encoding or "utf-8"
+    data = os.fsencode(line) if isinstance(line, Path) else line.encode(encoding, "backslashreplace")
+    sys.stdout.buffer.write(data + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def read_prompt(argument: str) -> str:
+    """The prompt itself, or standard input where it is `-`."""
+    if argument != "-":
+        return argument
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise PromptError("Standard input is too long for a prompt.", "Pass at most a page of text.")
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise PromptError("Standard input is not UTF-8 text.", "Pass a text file.") from error
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments end in one line, as every other error does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and ends the process."""
+        say(f"{message}. See {self.prog} --help.")
+        sys.exit(2)

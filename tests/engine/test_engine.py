@@ -1,0 +1,211 @@
+"""`OviEngine` with tiny models: the order of its events, the clip it leaves, how it fails and stops."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from ovi_studio import media
+from ovi_studio.engine.engine import OviEngine
+from ovi_studio.errors import WeightsError
+from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, StageStarted, StepDone
+from ovi_studio.images import image_digest
+from ovi_studio.model.pipeline import OviPipeline
+from ovi_studio.request import GeneratedFrame, GenerationRequest, ImageFrame
+from ovi_studio.variants import Variant, get_variant
+from ovi_studio.weights.nano import load_nano
+
+AAC_FRAME = 1024
+
+
+@pytest.fixture(scope="module")
+def nano() -> OviPipeline:
+    return load_nano()
+
+
+@pytest.fixture
+def engine(tmp_path: Path, nano: OviPipeline) -> OviEngine:
+    return OviEngine(tmp_path, tmp_path / "cache", load=lambda _variant: nano)
+
+
+def request_of(**fields: Any) -> GenerationRequest:
+    settings = {"prompt": "A face says <S>seven<E>.", "seed": 3, "num_inference_steps": 2}
+    return GenerationRequest.create(**(settings | fields))
+
+
+def run(engine: OviEngine, **fields: Any) -> list[Event]:
+    return list(engine.generate(request_of(**fields), CancelToken()))
+
+
+def clip_of(events: list[Event]) -> media.Clip:
+    assert isinstance(events[-1], Finished), events[-1]
+    return events[-1].clip
+
+
+def picture(path: Path, height: int = 96, width: int = 96) -> ImageFrame:
+    pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+    return ImageFrame(path=str(path), name=path.name, sha256=image_digest(path))
+
+
+def test_stages_steps_and_clip(engine: OviEngine) -> None:
+    events = run(engine)
+    clip = clip_of(events)
+    stages = [event.stage for event in events if isinstance(event, StageStarted)]
+    assert stages == ["load", "encode text", "denoise", "decode", "mux"]
+    steps = [event for event in events if isinstance(event, StepDone)]
+    assert [(s.step, s.steps) for s in steps] == [(1, 2), (2, 2)] + [(n, 13) for n in range(1, 14)]
+    assert all(s.preview is not None for s in steps[:2])
+    assert all(s.seconds_left is None or s.seconds_left >= 0 for s in steps)
+    variant = get_variant("nano")
+    assert (clip.num_frames, clip.fps, clip.sample_rate) == (49, 24, 16000)
+    assert (clip.height, clip.width) == (96, 96)
+    assert abs(clip.num_samples - variant.num_samples) < AAC_FRAME
+
+
+def test_the_clip_gives_its_request_back_and_is_made_again(engine: OviEngine, tmp_path: Path) -> None:
+    first = clip_of(run(engine, seed=None))
+    embedded = GenerationRequest.from_embedded(media.read_metadata(first.path)["request"])
+    assert embedded.seed is not None
+    assert embedded.num_inference_steps == 2
+    events = list(engine.generate(embedded, CancelToken()))
+    assert clip_of(events).path.read_bytes() == first.path.read_bytes()
+    assert {path.suffix for path in tmp_path.iterdir() if path.is_file()} == {".mp4"}
+
+
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_one_stream_alone(engine: OviEngine, modality: str) -> None:
+    clip = clip_of(run(engine, modality=modality))
+    assert (clip.has_picture, clip.has_sound) == (modality == "video", modality == "audio")
+
+
+def test_first_frame(engine: OviEngine, tmp_path: Path) -> None:
+    frame = picture(tmp_path / "first.png", 64, 128)
+    events = run(engine, first_frame=frame)
+    clip = clip_of(events)
+    assert "first frame" in [event.stage for event in events if isinstance(event, StageStarted)]
+    assert clip.width > clip.height, "the clip takes the picture's aspect"
+    assert str(tmp_path) not in str(media.read_metadata(clip.path))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"first_frame": ImageFrame(name="gone.png")}, "--image"),
+        ({"first_frame": GeneratedFrame()}, "cannot draw"),
+        ({"takes": 2}, "one clip at a time"),
+    ],
+)
+def test_what_cannot_be_done_is_said(engine: OviEngine, fields: dict[str, Any], words: str) -> None:
+    (event,) = run(engine, **fields)
+    assert isinstance(event, Failed)
+    assert words in f"{event.problem} {event.remedy}"
+    assert event.exit_code == 2
+
+
+def test_another_picture_under_the_same_name_is_refused(engine: OviEngine, tmp_path: Path) -> None:
+    frame = picture(tmp_path / "first.png")
+    PIL.Image.new("RGB", (96, 96), "red").save(tmp_path / "first.png")
+    (event,) = run(engine, first_frame=frame)
+    assert isinstance(event, Failed)
+    assert "not the picture" in event.problem
+
+
+def test_missing_weights(tmp_path: Path) -> None:
+    events = run(OviEngine(tmp_path, tmp_path), variant="720x720_5s")
+    assert isinstance(events[-1], Failed)
+    assert events[-1].exit_code == WeightsError.exit_code
+    assert "nano" in events[-1].remedy
+
+
+@pytest.mark.parametrize("when", [1, 3, 5, 8, 12])
+def test_cancel_leaves_nothing(engine: OviEngine, tmp_path: Path, when: int) -> None:
+    cancel = CancelToken()
+    events = []
+    for count, event in enumerate(engine.generate(request_of(), cancel), 1):
+        events.append(event)
+        if count == when:
+            cancel.cancel()
+    assert isinstance(events[-1], Cancelled)
+    assert len(events) == when + 1
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+def test_cancel_within_a_step(engine: OviEngine, nano: OviPipeline) -> None:
+    """The token is set while block 1 of the first step runs: block 2 is not entered."""
+    cancel = CancelToken()
+    entered: list[int] = []
+
+    def note(index: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            entered.append(index)
+            if index == 1 and len(entered) > len(nano.transformer.blocks):  # the first round projects the text
+                cancel.cancel()
+
+        return hook
+
+    handles = [block.register_forward_hook(note(i)) for i, block in enumerate(nano.transformer.blocks)]
+    events = list(engine.generate(request_of(), cancel))
+    for handle in handles:
+        handle.remove()
+    assert isinstance(events[-1], Cancelled)
+    assert entered == [0, 1, 2, 3, 0, 1]
+    assert all(not block._forward_pre_hooks for block in nano.transformer.blocks)
+
+
+def test_an_abandoned_run_leaves_nothing(engine: OviEngine, tmp_path: Path) -> None:
+    events = engine.generate(request_of(), CancelToken())
+    for event in itertools.islice(events, 9):
+        last = event
+    assert isinstance(last, StepDone), "the file is open by now"
+    events.close()
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == []
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), MemoryError()])
+def test_out_of_memory_is_said_and_the_next_run_works(engine: OviEngine, nano: OviPipeline, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    handle = nano.transformer.register_forward_pre_hook(fail)
+    events = run(engine)
+    handle.remove()
+    assert isinstance(events[-1], Failed)
+    assert "memory" in events[-1].problem
+    assert isinstance(run(engine)[-1], Finished)
+
+
+def test_the_model_is_loaded_once(tmp_path: Path, nano: OviPipeline) -> None:
+    loads: list[str] = []
+
+    def load(variant: Variant) -> OviPipeline:
+        loads.append(variant.name)
+        return nano
+
+    engine = OviEngine(tmp_path, tmp_path / "cache", load)
+    run(engine)
+    run(engine, seed=4)
+    assert loads == ["nano"]
+    engine.close()
+    run(engine)
+    assert loads == ["nano", "nano"]
+
+
+@pytest.mark.parametrize(("name", "frames", "samples"), [("720x720_5s", 121, 80_384), ("960x960_10s", 241, 160_768)])
+def test_real_lengths(tmp_path: Path, nano: OviPipeline, name: str, frames: int, samples: int) -> None:
+    """nano's components in a real variant's geometry, at small pixels."""
+    pipeline = OviPipeline(**nano.components, variant=name)
+    real = get_variant(name)
+    assert (real.num_frames, real.num_samples) == (frames, samples)
+    engine = OviEngine(tmp_path, tmp_path / "cache", load=lambda _variant: pipeline)
+    clip = clip_of(run(engine, variant=name, size=(32, 64), snap=False, num_inference_steps=1, slg_layer=1))
+    assert clip.num_frames == frames == sum(1 for _ in media.decode_frames(clip.path))
+    assert clip.fps == 24
+    assert abs(clip.num_samples - samples) <= AAC_FRAME
+    assert dataclasses.asdict(clip)["metadata"]["request"]["variant"] == name
