@@ -11,7 +11,6 @@ from diffusers import AutoencoderKLWan
 
 from ovi_studio.model import components, preview
 from ovi_studio.model.preview import LatentPreview
-from ovi_studio.model.video_vae import encode_frames
 from ovi_studio.variants import get_variant
 
 
@@ -43,21 +42,6 @@ def test_a_linear_vae_is_inverted(linear_vae: LinearVae) -> None:
     picture = np.asarray(PIL.Image.open(io.BytesIO(fitted.jpeg(frame))))
     assert picture.shape == (32, 48, 3)
     assert np.abs(picture.reshape(-1, 3).mean(axis=0) / 255 - wanted.numpy()).max() < 0.02
-
-
-def test_on_a_real_vae_it_beats_one_flat_colour() -> None:
-    """Even the latents of random weights tell something of the colours."""
-    torch.manual_seed(0)
-    vae = components.build_video_vae(get_variant("nano"))
-    fitted = LatentPreview.fit(vae)
-    frames = preview._moving_colours(9, 256)
-    with torch.no_grad():
-        latents = encode_frames(vae, frames)[0, :, 1:]
-    colours = torch.einsum("zfhw,zc->cfhw", latents, fitted.weight_C3) + fitted.bias_3[:, None, None, None]
-    later = frames[0, :, 1:].unflatten(1, (-1, 4)).mean(dim=2)
-    truth = torch.nn.functional.avg_pool2d((later + 1) / 2, 16)
-    flat = truth.mean(dim=(1, 2, 3), keepdim=True)
-    assert (colours - truth).square().mean() < 0.9 * (flat - truth).square().mean()
 
 
 def test_it_is_fitted_once_for_each_vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
