@@ -69,13 +69,13 @@ class StreamContext(NamedTuple):
 
     Args:
         time_BR6D: projected timestep embedding, one row per distinct timestep.
-        clean_L: True for tokens at timestep 0 (the given first frame), which use row 1; None where all use row 0.
+        num_clean: leading tokens at timestep 0 (a given first frame), which use row 1; the others use row 0.
         rotary: positions of the stream's tokens.
         text_BTD: embedded text; not read where text keys and values are given.
     """
 
     time_BR6D: Tensor
-    clean_L: Tensor | None
+    num_clean: int
     rotary: RotaryTable
     text_BTD: Tensor | None
 
@@ -170,15 +170,15 @@ class OviTransformer(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAd
         grid = (0, 0, 0)
         if hidden_states is not None and video_rotary is not None:
             video_BVD, grid = self.video.embed_latents(hidden_states)
-            clean_V = _first_frame_mask(grid, video_BVD.device) if first_frame_is_clean else None
+            num_clean = grid[1] * grid[2] if first_frame_is_clean else 0
             video_time = self.video.embed_time(timestep, first_frame_is_clean, video_BVD.dtype)
             text = None if text_key_values is not None else self._embed_text(self.video, encoder_hidden_states)
-            video = StreamContext(self.video.project_time(video_time), clean_V, video_rotary, text)
+            video = StreamContext(self.video.project_time(video_time), num_clean, video_rotary, text)
         if audio_hidden_states is not None and audio_rotary is not None:
             audio_BAD = self.audio.embed_latents(audio_hidden_states)
             audio_time = self.audio.embed_time(timestep, False, audio_BAD.dtype)
             text = None if text_key_values is not None else self._embed_text(self.audio, audio_encoder_hidden_states)
-            audio = StreamContext(self.audio.project_time(audio_time), None, audio_rotary, text)
+            audio = StreamContext(self.audio.project_time(audio_time), 0, audio_rotary, text)
 
         # 2. Blocks
         for index, block in enumerate(self.blocks):
@@ -194,9 +194,9 @@ class OviTransformer(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAd
         # 3. Tokens to velocities
         video_out = audio_out = None
         if video_BVD is not None and video is not None:
-            video_out = self.video.unpatchify(self.video.head(video_BVD, video_time, video.clean_L), grid)
+            video_out = self.video.unpatchify(self.video.head(video_BVD, video_time, video.num_clean), grid)
         if audio_BAD is not None:
-            audio_out = self.audio.head(audio_BAD, audio_time, None)
+            audio_out = self.audio.head(audio_BAD, audio_time, 0)
         if not return_dict:
             return video_out, audio_out
         return OviTransformerOutput(video=video_out, audio=audio_out)
@@ -309,21 +309,26 @@ class FusionBlock(nn.Module):
         # 1. Self-attention
         v_BVD = a_BAD = None
         if hidden_states is not None and video is not None:
-            video_mod = self.video.modulation(video.time_BR6D, video.clean_L)
+            video_mod = self.video.modulation(video.time_BR6D)
             v_BVD = self.video.attend_self(hidden_states, video_mod, video)
         if audio_hidden_states is not None and audio is not None:
-            audio_mod = self.audio.modulation(audio.time_BR6D, audio.clean_L)
+            audio_mod = self.audio.modulation(audio.time_BR6D)
             a_BAD = self.audio.attend_self(audio_hidden_states, audio_mod, audio)
 
-        # 2. Cross step: both read the other stream as step 1 left it; 3. feed-forward
+        # 2. Cross step: both read the other stream as step 1 left it
         video_text, audio_text = text_key_values or (None, None)
         out_BVD = out_BAD = None
         if v_BVD is not None and video is not None:
-            crossed = self.video.attend_cross(v_BVD, video, video_text, a_BAD, audio)
-            out_BVD = self.video.feed_forward(crossed, video_mod)
+            out_BVD = self.video.attend_cross(v_BVD, video, video_text, a_BAD, audio)
         if a_BAD is not None and audio is not None:
-            crossed = self.audio.attend_cross(a_BAD, audio, audio_text, v_BVD, video)
-            out_BAD = self.audio.feed_forward(crossed, audio_mod)
+            out_BAD = self.audio.attend_cross(a_BAD, audio, audio_text, v_BVD, video)
+        del v_BVD, a_BAD
+
+        # 3. Feed-forward
+        if out_BVD is not None and video is not None:
+            out_BVD = self.video.feed_forward(out_BVD, video_mod, video)
+        if out_BAD is not None and audio is not None:
+            out_BAD = self.audio.feed_forward(out_BAD, audio_mod, audio)
         return out_BVD, out_BAD
 
 
@@ -342,8 +347,8 @@ class StreamHalf(nn.Module):
 
     def attend_self(self, x_BLD: Tensor, mod: "Modulation", stream: StreamContext) -> Tensor:
         """Step 1, gated by the timestep."""
-        normed = modulate(self.norm1(x_BLD.float()), mod.shift_attn, mod.scale_attn).to(x_BLD.dtype)
-        return gated_add(x_BLD, self.self_attn(normed, stream.rotary), mod.gate_attn)
+        normed = modulate(self.norm1(x_BLD.float()), mod.shift_attn, mod.scale_attn, stream.num_clean).to(x_BLD.dtype)
+        return gated_add(x_BLD, self.self_attn(normed, stream.rotary), mod.gate_attn, stream.num_clean)
 
     def attend_cross(
         self,
@@ -360,14 +365,14 @@ class StreamHalf(nn.Module):
         crossed: Tensor = x_BLD + self.cross_attn(self.norm3(x_BLD), text, stream.rotary, other_BLD, other_rotary)
         return crossed
 
-    def feed_forward(self, x_BLD: Tensor, mod: "Modulation") -> Tensor:
+    def feed_forward(self, x_BLD: Tensor, mod: "Modulation", stream: StreamContext) -> Tensor:
         """Step 3, gated by the timestep."""
-        normed = modulate(self.norm2(x_BLD.float()), mod.shift_ffn, mod.scale_ffn).to(x_BLD.dtype)
-        return gated_add(x_BLD, self.ffn(normed), mod.gate_ffn)
+        normed = modulate(self.norm2(x_BLD.float()), mod.shift_ffn, mod.scale_ffn, stream.num_clean).to(x_BLD.dtype)
+        return gated_add(x_BLD, self.ffn(normed), mod.gate_ffn, stream.num_clean)
 
 
 class Modulation(NamedTuple):
-    """Timestep-dependent shifts, scales and gates of a block, float32, each (B, 1, D) or (B, L, D)."""
+    """Timestep-dependent shifts, scales and gates of a block, float32, each (B, R, D)."""
 
     shift_attn: Tensor
     scale_attn: Tensor
@@ -384,10 +389,9 @@ class BlockModulation(nn.Module):
         super().__init__()
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / math.sqrt(dim))
 
-    def forward(self, time_BR6D: Tensor, clean_L: Tensor | None) -> Modulation:
-        """The projected timestep's rows, offset and spread over the tokens."""
-        rows = (self.modulation.float() + time_BR6D.float()).unbind(-2)
-        return Modulation(*(spread_rows(row_BRD, clean_L) for row_BRD in rows))
+    def forward(self, time_BR6D: Tensor) -> Modulation:
+        """The projected timestep, offset."""
+        return Modulation(*(self.modulation.float() + time_BR6D.float()).unbind(-2))
 
 
 class Head(nn.Module):
@@ -399,11 +403,10 @@ class Head(nn.Module):
         self.head = nn.Linear(dim, out_dim)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / math.sqrt(dim))
 
-    def forward(self, x_BLD: Tensor, time_BRD: Tensor, clean_L: Tensor | None) -> Tensor:
+    def forward(self, x_BLD: Tensor, time_BRD: Tensor, num_clean: int) -> Tensor:
         """Tokens (B, L, D) to patches (B, L, out_dim)."""
-        rows = (self.modulation.float() + time_BRD.float()[:, :, None]).unbind(-2)
-        shift, scale = (spread_rows(row_BRD, clean_L) for row_BRD in rows)
-        projected: Tensor = self.head(modulate(self.norm(x_BLD.float()), shift, scale).to(x_BLD.dtype))
+        shift, scale = (self.modulation.float() + time_BRD.float()[:, :, None]).unbind(-2)
+        projected: Tensor = self.head(modulate(self.norm(x_BLD.float()), shift, scale, num_clean).to(x_BLD.dtype))
         return projected
 
 
@@ -516,26 +519,20 @@ def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def spread_rows(row_BRD: Tensor, clean_L: Tensor | None) -> Tensor:
-    """Timestep rows to tokens: (B, 1, D) where all share row 0, else (B, L, D) with row 1 for clean tokens."""
-    if clean_L is None:
-        return row_BRD
-    return torch.where(clean_L[None, :, None], row_BRD[:, 1:], row_BRD[:, :1])
+def modulate(x_BLD: Tensor, shift_BRD: Tensor, scale_BRD: Tensor, num_clean: int) -> Tensor:
+    """Scales and shifts normalized tokens, the first `num_clean` by row 1; a scale of 0 changes nothing."""
+    out_BLD = x_BLD * (1 + scale_BRD[:, :1]) + shift_BRD[:, :1]
+    if num_clean:
+        out_BLD[:, :num_clean] = x_BLD[:, :num_clean] * (1 + scale_BRD[:, 1:]) + shift_BRD[:, 1:]
+    return out_BLD
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scales and shifts a normalized tensor; a scale of 0 changes nothing."""
-    return x * (1 + scale) + shift
-
-
-def gated_add(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
-    """Adds `y`, weighted by `gate`, in float32, and returns the type of `x`."""
-    return (x.float() + y * gate).to(x.dtype)
-
-
-def _first_frame_mask(grid: tuple[int, int, int], device: torch.device) -> Tensor:
-    frames, height, width = grid
-    return torch.arange(frames * height * width, device=device) < height * width
+def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BRD: Tensor, num_clean: int) -> Tensor:
+    """Adds `y`, weighted by `gate` as in `modulate`, in float32, and returns the type of `x`."""
+    out_BLD = x_BLD.float() + y_BLD * gate_BRD[:, :1]
+    if num_clean:
+        out_BLD[:, :num_clean] = x_BLD[:, :num_clean].float() + y_BLD[:, :num_clean] * gate_BRD[:, 1:]
+    return out_BLD.to(x_BLD.dtype)
 
 
 def _first_samples(stream: StreamContext, count: int) -> StreamContext:
