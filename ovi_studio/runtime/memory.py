@@ -1,0 +1,421 @@
+"""What a run has to hold: bytes of weights, activations and caches of every stage, from shapes alone.
+
+Every formula counts the tensors that are alive at a stage's widest moment, as the code in `model/` creates
+them one operation at a time (compiled code needs less). Each was held against a trace of all allocations of the
+real modules; `docs/memory.md` has the table. What the CUDA context and fragmentation take is a reserve beside it.
+
+Units: bytes. `size` arguments called `width` count bytes of an element: 2 in bf16, 4 in float32.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+from ovi_studio import arithmetic
+from ovi_studio.arithmetic import Component
+from ovi_studio.request import GeneratedFrame, GenerationRequest, Quality
+from ovi_studio.shapes import TextEncoderShape, TransformerShape, VideoVaeShape
+from ovi_studio.variants import Modality, Size, Variant
+
+Precision: TypeAlias = Literal["float32", "bf16", "fp8_compute", "fp8_storage", "int8", "nf4"]
+VaeTiling: TypeAlias = Literal["none", "tiled", "tile_by_tile"]
+FirstFrame: TypeAlias = Literal["none", "image", "generated"]
+
+# What a CUDA process takes besides its tensors. Guessed: 0.3–0.5 GB of context, kernels and cuBLAS workspace
+# are usual; 6 % covers blocks that the caching allocator cannot use again, and what other programs take meanwhile.
+CUDA_CONTEXT_BYTES = 2**29
+FRAGMENTATION = 0.06
+# What the process takes in host memory besides weights. Guessed: torch with CUDA libraries loaded is about 2.5 GB
+# resident, CPU torch 0.6 GB; then come the encoder's frame buffers.
+CUDA_PROCESS_BYTES, CPU_PROCESS_BYTES = 3 * 2**30, 2**30
+HOST_RESERVE_BYTES = 2**30  # left to the system; guessed
+PREFETCHED_BLOCKS = 2  # streaming holds the block that runs and the next one
+ADAPTER_RANK = 64  # of a LoRA nobody has looked into yet; guessed, generous
+LATENT_STATES = 6.5  # derived, float32: latents, two kept outputs, last sample, estimate, velocity, a bf16 copy
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What of a request matters to memory and time.
+
+    Args:
+        variant: the model.
+        size: of the clip, snapped.
+        modality: what is made.
+        steps: of the sampler.
+        passes: of the transformer a step: 2 with guidance, else 1.
+        skipped_blocks: blocks that the negative pass leaves out.
+        first_frame: where the first frame comes from.
+        adapters: LoRAs put on.
+        quality: the wish.
+    """
+
+    variant: Variant
+    size: Size
+    modality: Modality = "both"
+    steps: int = 50
+    passes: int = 2
+    skipped_blocks: int = 1
+    first_frame: FirstFrame = "none"
+    adapters: int = 0
+    quality: Quality = "auto"
+
+    @classmethod
+    def of(cls, request: GenerationRequest, variant: Variant) -> "Workload":
+        """The workload of one take. A request whose size depends on its image should be resolved before."""
+        defaults = variant.defaults
+        scales = (
+            1.0 if request.modality == "audio" else request.video_guidance_scale or defaults.video_guidance_scale,
+            1.0 if request.modality == "video" else request.audio_guidance_scale or defaults.audio_guidance_scale,
+        )
+        skip_layer = defaults.slg_layer if request.slg_layer is None else request.slg_layer
+        generated = isinstance(request.first_frame, GeneratedFrame)
+        return cls(
+            variant,
+            request.clip_size(),
+            request.modality,
+            request.num_inference_steps or defaults.num_inference_steps,
+            1 if scales == (1.0, 1.0) else 2,
+            1 if skip_layer else 0,
+            "none" if request.first_frame is None else "generated" if generated else "image",
+            len(request.adapters),
+            request.quality,
+        )
+
+    @property
+    def video_tokens(self) -> int:
+        """Tokens of the video stream; 0 without picture."""
+        return 0 if self.modality == "audio" else self.variant.video_tokens(*self.size)
+
+    @property
+    def audio_tokens(self) -> int:
+        """Tokens of the audio stream; 0 without sound."""
+        return 0 if self.modality == "video" else self.variant.audio_tokens
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components that this run uses."""
+        unused = {"both": (), "video": ("audio_vae", "vocoder"), "audio": ("video_vae",)}[self.modality]
+        return tuple(name for name in arithmetic.COMPONENTS if name not in unused)
+
+
+def usable_gpu_bytes(free: int) -> int:
+    """What of a card's free memory tensors can have: the rest is the context's and lost to fragmentation."""
+    return max(0, int((free - CUDA_CONTEXT_BYTES) * (1 - FRAGMENTATION)))
+
+
+def free_bytes_for(usable: int) -> int:
+    """The inverse: how much must be free for tensors to have `usable` bytes."""
+    return int(usable / (1 - FRAGMENTATION)) + CUDA_CONTEXT_BYTES + 1
+
+
+def element_bytes(precision: Precision) -> int:
+    """Bytes of an activation. Quantized components compute in bf16."""
+    return 4 if precision == "float32" else 2
+
+
+# --- Weights ----------------------------------------------------------------------------------------------
+
+_STORED: dict[Precision, arithmetic.Precision] = {
+    "float32": "float32",
+    "bf16": "bfloat16",
+    "fp8_compute": "fp8",
+    "fp8_storage": "fp8",
+    "int8": "int8",
+    "nf4": "nf4",
+}
+
+
+@dataclass(frozen=True)
+class BlockBytes:
+    """A component's weights, as streaming sees them: equal blocks, and what is outside of them.
+
+    Args:
+        count: blocks.
+        block: bytes of one.
+        outside: bytes of everything else: embeddings, patch layers, heads.
+    """
+
+    count: int
+    block: int
+    outside: int
+
+
+@lru_cache(maxsize=256)
+def weight_bytes(variant: Variant, component: Component, precision: Precision) -> int:
+    """Bytes of a component's weights."""
+    return arithmetic.component_bytes(variant, component, _STORED[precision])
+
+
+@lru_cache(maxsize=64)
+def transformer_blocks(variant: Variant, precision: Precision) -> BlockBytes:
+    """The transformer's fusion blocks. Outside of them nothing is quantized."""
+    cost = arithmetic.transformer_cost(variant.transformer, 0, 0, 0)
+    stored = _STORED[precision]
+    return BlockBytes(cost.num_layers, cost.block.bytes(stored), cost.outside_blocks.bytes(stored))
+
+
+@lru_cache(maxsize=64)
+def text_encoder_blocks(variant: Variant, precision: Precision) -> BlockBytes:
+    """The text encoder's layers; outside of them is the table of word embeddings and the last norm."""
+    shape = variant.text_encoder
+    outside = (shape.vocab_size + 1) * shape.d_model * element_bytes(precision)
+    inside = weight_bytes(variant, "text_encoder", precision) - outside
+    return BlockBytes(shape.num_layers, inside // shape.num_layers, outside)
+
+
+def adapter_bytes(workload: Workload) -> int:
+    """LoRAs beside the weights, in bf16: two thin matrices of the guessed rank at every linear layer of a block.
+
+    A stream's half has ten layers of dim → dim and two of dim ↔ ffn.
+    """
+    shape = workload.variant.transformer
+    widths = 10 * 2 * shape.dim + 2 * (shape.dim + shape.ffn_dim)
+    return workload.adapters * shape.num_layers * 2 * widths * ADAPTER_RANK * 2
+
+
+# --- Text encoder -----------------------------------------------------------------------------------------
+
+
+def text_activation_bytes(shape: TextEncoderShape, tokens: int, width: int) -> int:
+    """Encoding one prompt: attention scores of all heads, with float32 softmax, beside the widest hidden state.
+
+    Per score: the position bias kept over the layers, the scores, their masked copy, the softmax in float32 and
+    its copy. Per token: three hidden vectors of the gated feed-forward, six of the model's width.
+    """
+    scores = shape.num_heads * tokens**2 * (4 * width + 4)
+    return scores + tokens * width * (3 * shape.d_ff + 6 * shape.d_model)
+
+
+def text_state_bytes(variant: Variant, width: int) -> int:
+    """Text states while denoising: of three prompts, and a batch of two for each stream."""
+    return 7 * variant.text_len * variant.transformer.text_dim * width
+
+
+def text_cache_bytes(workload: Workload, width: int) -> int:
+    """Text keys and values of all blocks, for the prompts of all passes and the streams that run."""
+    both = arithmetic.text_cache_bytes(workload.variant, workload.passes, "float32" if width == 4 else "bfloat16")
+    return both if workload.modality == "both" else both // 2
+
+
+# --- Denoising --------------------------------------------------------------------------------------------
+
+
+def block_activation_bytes(
+    shape: TransformerShape, video_tokens: int, audio_tokens: int, batch: int, width: int, ffn_chunks: int = 1
+) -> int:
+    """The widest moment of a fusion block.
+
+    x is one (B, L, D) tensor. While a stream runs alive are: the block's input, the stream after
+    self-attention, the stream after the cross step (3 x), and
+    - in the feed-forward, the normed input and the hidden layer before and after GELU: 4 x + 2 hidden. In n
+      chunks of tokens: 5 x + 2 hidden / n, then 6 x where the chunks are put together;
+    - in the gated add and while rotating queries: two more x, a float32 copy of one of them, two float32 results.
+    The other stream keeps its input and its state: 2 x before, 3 x after its own turn. The audio half also
+    normalizes, projects and rotates the *video* stream, with its own 5 x beside, while the video stream as it
+    was after the cross step is still held.
+    """
+
+    def x(tokens: int) -> int:
+        return batch * tokens * shape.dim * width
+
+    def feed_forward(tokens: int) -> int:
+        hidden = batch * tokens * shape.ffn_dim * width
+        return (
+            4 * x(tokens) + 2 * hidden
+            if ffn_chunks == 1
+            else max(5 * x(tokens) + 2 * hidden // ffn_chunks, 6 * x(tokens))
+        )
+
+    def elementwise(tokens: int) -> int:
+        float32 = batch * tokens * shape.dim * 4
+        copies = 3 if width < 4 else 2  # float32 needs no copy in float32
+        return 5 * x(tokens) + copies * float32
+
+    video, audio = video_tokens, audio_tokens
+    return max(
+        max(feed_forward(video), elementwise(video)) + 2 * x(audio),
+        max(feed_forward(audio), elementwise(audio)) + 3 * x(video),
+        elementwise(video) + x(video) + 5 * x(audio) if audio else 0,
+    )
+
+
+def sampler_bytes(workload: Workload, width: int) -> int:
+    """What lives through all steps: sampler state, rotary tables, text states, the projected timestep."""
+    variant, shape = workload.variant, workload.variant.transformer
+    video = 0 if workload.modality == "audio" else shape.in_channels * _elements(variant.latent_grid(*workload.size))
+    audio = shape.audio_in_channels * workload.audio_tokens
+    tables = (workload.video_tokens + workload.audio_tokens) * shape.attention_head_dim // 2 * 2 * 4
+    return int((video + audio) * 4 * LATENT_STATES) + tables + text_state_bytes(variant, width)
+
+
+def denoise_activation_bytes(workload: Workload, batch: int, width: int, ffn_chunks: int = 1) -> int:
+    """Everything besides weights and text cache that a step of the sampler holds at its widest."""
+    shape = workload.variant.transformer
+    block = block_activation_bytes(shape, workload.video_tokens, workload.audio_tokens, batch, width, ffn_chunks)
+    return block + sampler_bytes(workload, width)
+
+
+# --- Video VAE --------------------------------------------------------------------------------------------
+
+
+def feature_cache_bytes(shape: VideoVaeShape, rows: int, columns: int, width: int) -> int:
+    """What the causal decoder remembers: the last two input frames of every convolution over time.
+
+    `rows` × `columns` is in latents. 3,569 bytes a pixel at full size in bf16: 3.2 GB at 704×1280.
+    """
+    widths = [shape.decoder_base_dim * multiple for multiple in reversed(shape.dim_mult)]
+    doubles_time = list(reversed(shape.temperal_downsample))
+    pixels = rows * columns
+    channels_pixels = (shape.z_dim + 4 * widths[0]) * pixels  # the first convolution, two middle blocks
+    entering = widths[0]
+    for level, out in enumerate(widths):
+        channels_pixels += (entering + (2 * shape.num_res_blocks + 1) * out) * pixels
+        if level < len(doubles_time):
+            channels_pixels += out * pixels if doubles_time[level] else 0
+            pixels *= 4
+        entering = out
+    return 2 * width * (channels_pixels + entering * pixels)  # and the last convolution
+
+
+def decoder_activation_bytes(shape: VideoVaeShape, rows: int, columns: int, width: int) -> int:
+    """The decoder's widest moment, beside its feature cache: the first residual block of the last level.
+
+    It takes T = 4 frames of C channels at full resolution and makes C' of them. Alive are the level's input and
+    its copy, the shortcut (T C'), the normed input, the two frames to remember, and the input with two frames put
+    before it, twice: joined, and padded by a pixel around. 7,168 bytes a pixel at full size in bf16.
+    """
+    widths = [shape.decoder_base_dim * multiple for multiple in reversed(shape.dim_mult)]
+    entering, out = (widths[-2], widths[-1]) if len(widths) > 1 else (widths[0], widths[0])
+    frames = 2 ** sum(shape.temperal_downsample)
+    scale = 2 ** len(shape.temperal_downsample)
+    height, breadth = rows * scale, columns * scale
+    plain = 3 * frames * entering + (frames * out if out != entering else 0) + 2 * entering + (frames + 2) * entering
+    padded = (frames + 2) * entering
+    return width * (plain * height * breadth + padded * (height + 2) * (breadth + 2))
+
+
+def convolution_workspace_bytes(shape: VideoVaeShape, rows: int, columns: int, width: int) -> int:
+    """What the widest convolution adds to `decoder_activation_bytes` on a card: 1,024 bytes a pixel at full size.
+
+    Guessed: cuDNN copies its padded input and its output to a layout of its own. By then the joined input is
+    gone, so that two outputs are left to count. Not seen in a trace of tensors.
+    """
+    scale = 4 ** len(shape.temperal_downsample)
+    return (
+        2
+        * 2 ** sum(shape.temperal_downsample)
+        * shape.decoder_base_dim
+        * shape.dim_mult[0]
+        * rows
+        * columns
+        * scale
+        * width
+    )
+
+
+def decode_bytes(workload: Workload, tiling: VaeTiling, width: int, on_card: bool = False) -> int:
+    """Decoding the picture: latents, feature caches, the widest moment, and the frames just made.
+
+    `tiled` decodes all tiles of a latent frame before the next one and so keeps every tile's cache;
+    `tile_by_tile` decodes one tile to its end and keeps its frames in host memory.
+    """
+    variant, vae = workload.variant, workload.variant.video_vae
+    frames, rows, columns = variant.latent_grid(*workload.size)
+    latents = vae.z_dim * frames * rows * columns * (4 + width)
+    made = 2 * 3 * variant.temporal_factor * workload.size.area * width  # one chunk with the caller, one at work
+    if tiling == "none":
+        cache = feature_cache_bytes(vae, rows, columns, width)
+        workspace = convolution_workspace_bytes(vae, rows, columns, width) if on_card else 0
+        return latents + made + cache + decoder_activation_bytes(vae, rows, columns, width) + workspace
+    tile_rows, tile_columns = tile_spans(variant, rows), tile_spans(variant, columns)
+    widest = (max(tile_rows), max(tile_columns))
+    if tiling == "tiled":
+        cache = sum(feature_cache_bytes(vae, r, c, width) for r in tile_rows for c in tile_columns)
+    else:
+        cache = feature_cache_bytes(vae, *widest, width)
+    workspace = convolution_workspace_bytes(vae, *widest, width) if on_card else 0
+    active = decoder_activation_bytes(vae, *widest, width) + workspace
+    return latents + 2 * made + cache + active  # frames twice: as tiles, and joined
+
+
+def decode_host_bytes(workload: Workload, tiling: VaeTiling) -> int:
+    """Host memory of the decode: frames on their way to the encoder; with `tile_by_tile` the clip's tiles, bf16."""
+    if workload.modality == "audio":
+        return 0
+    chunk = 3 * workload.variant.temporal_factor * workload.size.area
+    if tiling != "tile_by_tile":
+        return 8 * chunk
+    _, rows, columns = workload.variant.latent_grid(*workload.size)
+    return 8 * chunk + int(
+        3 * 2 * workload.variant.num_frames * workload.size.area * tile_overlap(workload.variant, rows, columns)
+    )
+
+
+TILE_PIXELS, TILE_STRIDE_PIXELS = 256, 192  # defaults of diffusers' AutoencoderKLWan
+
+
+def tile_spans(variant: Variant, latents: int) -> list[int]:
+    """Lengths of the tiles along a side of `latents`; a single one where the side is no longer than a tile."""
+    tile, stride = TILE_PIXELS // variant.spatial_factor, TILE_STRIDE_PIXELS // variant.spatial_factor
+    return [latents] if latents <= tile else [min(tile, latents - start) for start in range(0, latents, stride)]
+
+
+def tile_overlap(variant: Variant, rows: int, columns: int) -> float:
+    """How many times a tiled decode computes the average pixel."""
+    return sum(tile_spans(variant, rows)) * sum(tile_spans(variant, columns)) / (rows * columns)
+
+
+def can_tile(workload: Workload) -> bool:
+    """Whether the picture is larger than a tile."""
+    if workload.modality == "audio":
+        return False
+    _, rows, columns = workload.variant.latent_grid(*workload.size)
+    return len(tile_spans(workload.variant, rows)) * len(tile_spans(workload.variant, columns)) > 1
+
+
+def image_encode_bytes(workload: Workload, width: int) -> int:
+    """Encoding the first frame: 13 tensors of the encoder's first level, feature cache included, and the picture.
+
+    Measured on a trace (12.1 at full size, 13.6 at nano's); a moment far below the other stages' peaks.
+    """
+    vae, area = workload.variant.video_vae, workload.size.area
+    return 14 * vae.base_dim * (area // vae.patch_size**2) * width + 2 * 3 * area * 4
+
+
+# --- Sound ------------------------------------------------------------------------------------------------
+
+
+def vocoder_bytes(workload: Workload) -> int:
+    """The vocoder in float32: ten tensors of its last level, which is as large as those before it.
+
+    Measured on a trace; the audio VAE needs less than half of it.
+    """
+    if workload.modality == "video":
+        return 0
+    channels = workload.variant.vocoder.upsample_initial_channel // 2 ** len(workload.variant.vocoder.upsample_rates)
+    return 10 * 4 * channels * workload.variant.num_samples
+
+
+# --- The image model ---------------------------------------------------------------------------------------
+
+# FLUX.1, which draws first frames: its model card and configuration. Text encoders: T5-XXL and CLIP-L.
+IMAGE_TRANSFORMER_PARAMETERS, IMAGE_ENCODER_PARAMETERS, IMAGE_BLOCKS = 11_900_000_000, 4_885_000_000, 57
+IMAGE_STEPS, IMAGE_TOKENS, IMAGE_DIM = 28, 4096 + 512, 3072  # a square of 1024 pixels, and the prompt
+IMAGE_ACTIVATION_BYTES = 2**30  # guessed: its widest hidden layer is 0.1 GB
+
+
+def image_model_bytes(precision: Precision) -> tuple[int, int]:
+    """Bytes of the image model's transformer and of its text encoders, which take turns."""
+    per_parameter = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.5625}[precision]
+    return int(IMAGE_TRANSFORMER_PARAMETERS * per_parameter), int(IMAGE_ENCODER_PARAMETERS * per_parameter)
+
+
+def image_step_operations() -> int:
+    """Operations of one of the image model's steps, which has no second guidance pass."""
+    products = 2 * IMAGE_TRANSFORMER_PARAMETERS * IMAGE_TOKENS
+    return products + IMAGE_BLOCKS * 4 * IMAGE_TOKENS**2 * IMAGE_DIM
+
+
+def _elements(grid: tuple[int, int, int]) -> int:
+    return grid[0] * grid[1] * grid[2]

@@ -1,0 +1,342 @@
+"""Settles every stage of a run on a machine: how it is best done, and what it takes.
+
+    Stages(workload, machine, preferences).settle(skeleton) → Candidate
+
+The stages of a run follow one another, so that once it is settled who stays on the card each stage can choose for
+itself: the fastest way that fits. A candidate that does not fit keeps its smallest ways, to tell what is missing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from typing import Literal, TypeAlias, TypeVar
+
+from ovi_studio import arithmetic
+from ovi_studio.arithmetic import Component
+from ovi_studio.events import Stage
+from ovi_studio.runtime import memory, rates
+from ovi_studio.runtime.candidates import Candidate, Choice, DenoiseSettings, Machine, Part, Skeleton
+from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, Home, Preferences
+from ovi_studio.runtime.memory import Precision, VaeTiling, Workload
+
+PROMPTS = 3  # the prompt and both negative ones, encoded one after the other
+DECODERS: tuple[Component, ...] = ("video_vae", "audio_vae", "vocoder")
+FFN_CHUNKS = 4  # more would not help: from three on, other moments of a block are wider
+EDGE_BLOCKS = memory.PREFETCHED_BLOCKS  # if all but these stayed, streaming would hold everything
+
+Option = TypeVar("Option", bool, VaeTiling)
+Objective: TypeAlias = Literal["seconds", "bytes"]
+
+
+class Stages:
+    """Settles the stages of a run for one machine.
+
+    Args:
+        workload: the run.
+        machine: the device.
+        preferences: what is forced.
+        objective: of every stage: the fastest way that fits, or the one of the fewest bytes.
+    """
+
+    def __init__(
+        self, workload: Workload, machine: Machine, preferences: Preferences, objective: Objective = "seconds"
+    ) -> None:
+        self.workload = workload
+        self.machine = machine
+        self.preferences = preferences
+        self.objective = objective
+        # All that is the same for every skeleton; a plan is a choice among hundreds of them.
+        forward = arithmetic.forward_cost(workload.variant, workload.size, workload.modality)
+        negative = forward.per_forward(workload.skipped_blocks) if workload.passes == 2 else arithmetic.Cost()
+        self._step = forward.per_forward() + negative
+        self._text_pass = workload.passes * forward.per_run
+        self._step_with_text = self._step + self._text_pass
+        self._text_cost = arithmetic.text_encoder_cost(workload.variant.text_encoder, workload.variant.text_len)
+        self._work = arithmetic.stage_work(workload.variant, workload.size, workload.modality)
+        self._known: dict[object, Choice] = {}
+        self._weights: dict[tuple[Component, Precision], int] = {}
+
+    def settle(self, skeleton: Skeleton) -> Candidate:
+        """The candidate that a skeleton makes, whether it fits or not."""
+        host = self._home_bytes(skeleton)
+        resident = self._resident_bytes(skeleton)
+        choices: dict[Stage, Choice] = {"load": self._load(skeleton, resident, host)}
+        choices["encode text"] = self._encode_text(skeleton.text_encoder, resident, host)
+        if self.workload.first_frame != "none":
+            choices["first frame"] = self._once(
+                "first frame", skeleton.decoders, resident, host, lambda: self._first_frame(skeleton, resident, host)
+            )
+        choices["denoise"] = self._once(
+            "denoise", skeleton.transformer, resident, host, lambda: self._denoise(skeleton.transformer, resident, host)
+        )
+        choices["decode"] = self._once(
+            "decode", skeleton.decoders, resident, host, lambda: self._decode(skeleton, resident, host)
+        )
+        choices["mux"] = self._mux(resident, host)
+        return Candidate(self.machine, skeleton, choices)
+
+    def _once(
+        self, stage: Stage, part: object, resident: int, host: int, choices: Callable[[], Iterable[Choice]]
+    ) -> Choice:
+        """The best choice for a stage, which depends on nothing but these."""
+        key = (stage, part, resident, host)
+        if key not in self._known:
+            self._known[key] = self._best(stage, choices())
+        return self._known[key]
+
+    def _best(self, stage: Stage, choices: Iterable[Choice]) -> Choice:
+        """The best that fits; if none does, the smallest."""
+        listed = tuple(choices)
+        machine = self.machine
+        limit = machine.gpu_limit(stage) if machine.card else machine.host_budget
+        fitting = [
+            c
+            for c in listed
+            if c.device_bytes <= limit and c.host_bytes + (0 if machine.card else c.device_bytes) <= machine.host_budget
+        ]
+        if self.objective == "seconds" and fitting:
+            return min(fitting, key=lambda c: (c.seconds, c.device_bytes))
+        return min(fitting or listed, key=lambda c: (c.device_bytes, c.seconds))
+
+    # Weights
+
+    def _bytes(self, component: Component, precision: Precision) -> int:
+        key = (component, precision)
+        if key not in self._weights:
+            self._weights[key] = memory.weight_bytes(self.workload.variant, component, precision)
+        return self._weights[key]
+
+    def _file_bytes(self, component: Component) -> int:
+        """As released: 16 bits."""
+        return self._bytes(component, "bf16")
+
+    def _resident_bytes(self, skeleton: Skeleton) -> int:
+        """On the device in all stages."""
+        parts = {name: skeleton.part(name, bool(self.machine.card)) for name in self.workload.components}
+        return sum(self._bytes(name, part.precision) for name, part in parts.items() if part.placement == "resident")
+
+    def _home_bytes(self, skeleton: Skeleton) -> int:
+        """Of the process in host memory in all stages: itself, and the weights that are at home there."""
+        process = memory.CUDA_PROCESS_BYTES if self.machine.card else memory.CPU_PROCESS_BYTES
+        parts = {name: skeleton.part(name, bool(self.machine.card)) for name in self.workload.components}
+        return process + sum(self._bytes(name, p.precision) for name, p in parts.items() if p.home == "host")
+
+    def _fetch_seconds(self, component: Component, part: Part) -> float:
+        """Bringing a component that is not resident to the device, from host memory or from its file.
+
+        A streamed one counts as whole: in the first forward nothing hides its transfers.
+        """
+        if part.placement == "resident":
+            return 0.0
+        if part.home == "disk":
+            return self.machine.rates.disk_seconds(self._file_bytes(component))
+        return self.machine.rates.pageable_seconds(self._bytes(component, part.precision))
+
+    # 1. Load
+
+    def _load(self, skeleton: Skeleton, resident: int, host: int) -> Choice:
+        """Weights come block by block; quantizing takes one block in 16 bits more, on the card.
+
+        All files are read once, also those whose weights go back to disk: they are checked, and cut into blocks.
+        """
+        files = sum(self._file_bytes(name) for name in self.workload.components)
+        block = memory.transformer_blocks(self.workload.variant, "bf16").block
+        quantizing = block if skeleton.transformer.precision not in ("float32", "bf16") else 0
+        return Choice(resident + quantizing, host + block, self.machine.rates.disk_seconds(files))
+
+    # 2. Encode text
+
+    def _encode_text(self, part: Part, resident: int, host: int) -> Choice:
+        variant, machine = self.workload.variant, self.machine
+        width = memory.element_bytes(part.precision)
+        held = memory.text_activation_bytes(variant.text_encoder, variant.text_len, width)
+        held += memory.text_state_bytes(variant, width)
+        seconds = PROMPTS * machine.rates.product_seconds(self._text_cost.operations, part.precision)
+        seconds += self._fetch_seconds("text_encoder", part)
+        if part.placement == "staged":
+            held += self._bytes("text_encoder", part.precision)
+        elif part.placement == "streamed":
+            blocks = memory.text_encoder_blocks(variant, part.precision)
+            held += blocks.outside + memory.PREFETCHED_BLOCKS * blocks.block
+            moved = blocks.outside + PROMPTS * blocks.count * blocks.block
+            seconds += self._stream_seconds(part, moved)  # its layers work far faster than they come
+        return Choice(resident + held, host, seconds)
+
+    def _stream_seconds(self, part: Part, moved: int) -> float:
+        return (
+            self.machine.rates.disk_seconds(moved) if part.home == "disk" else self.machine.rates.pinned_seconds(moved)
+        )
+
+    # 3. First frame
+
+    def _first_frame(self, skeleton: Skeleton, resident: int, host: int) -> Iterator[Choice]:
+        """The image model draws it, where wished; then the video VAE encodes it."""
+        part = skeleton.part("video_vae", bool(self.machine.card))
+        vae = self._bytes("video_vae", part.precision) if part.placement == "staged" else 0
+        encode = vae + memory.image_encode_bytes(self.workload, memory.element_bytes(part.precision))
+        seconds = self.machine.rates.convolution_seconds(self._work["encode_image"])
+        seconds += self._fetch_seconds("video_vae", part)
+        if self.workload.first_frame == "image":
+            yield Choice(resident + encode, host, seconds)
+            return
+        for component, device, home, drawing in self._image_model():
+            yield Choice(resident + max(encode, device), host + home, seconds + drawing, component)
+
+    def _image_model(self) -> Iterator[tuple[ComponentPlan, int, int, float]]:
+        """Ways to run the image model: its plan, bytes on the device and in host memory, seconds."""
+        machine, quality = self.machine, self.workload.quality
+        exact: tuple[Precision, ...] = ("bf16",) if machine.card else ("float32",)
+        quantized: tuple[Precision, ...] = ("int8", "nf4") if machine.card and quality != "exact" else ()
+        operations = memory.IMAGE_STEPS * memory.image_step_operations()
+        files = machine.rates.disk_seconds(sum(memory.image_model_bytes("bf16")))
+        for precision in exact + quantized:
+            sizes = memory.image_model_bytes(precision)
+            compute = machine.rates.product_seconds(operations, precision)
+            whole = max(sizes) + memory.IMAGE_ACTIVATION_BYTES
+            yield ComponentPlan(precision, "staged", "disk"), whole, 0, files + compute
+        if machine.card:
+            sizes = memory.image_model_bytes("bf16")
+            compute = machine.rates.product_seconds(operations, "bf16")
+            held = memory.PREFETCHED_BLOCKS * sizes[0] // memory.IMAGE_BLOCKS + 2 * memory.IMAGE_ACTIVATION_BYTES
+            homes: tuple[tuple[Home, int, float], ...] = (
+                ("host", sizes[0], machine.rates.pinned_seconds(sizes[0])),
+                ("disk", 0, machine.rates.disk_seconds(sizes[0])),
+            )
+            for home, at_home, seconds in homes:
+                component = ComponentPlan("bf16", "streamed", home, memory.IMAGE_BLOCKS)
+                yield component, held, at_home, files + max(compute, memory.IMAGE_STEPS * seconds)
+
+    # 4. Denoise
+
+    def _denoise(self, part: Part, resident: int, host: int) -> Iterator[Choice]:
+        preferences, streamed = self.preferences, part.placement == "streamed"
+        guidance = (True, False) if self.workload.passes == 2 else (True,)
+        compiles = [False, True] if self.machine.can_compile else [False]
+        if part.precision == "fp8_compute":
+            compiles = [True]  # uncompiled, quantizing activations takes float32 copies of the widest layer
+        elif part.precision == "fp8_storage":
+            compiles = [False]  # layerwise casting and regional compilation do not mix
+        for settings in product(
+            _allowed(guidance, preferences.batched_guidance if self.workload.passes == 2 else None),
+            _allowed((True, False), preferences.text_cache),
+            _allowed(compiles, preferences.compile),
+            (1, FFN_CHUNKS) if streamed else (1,),
+            (True, False) if streamed else (True,),
+        ):
+            yield self._denoise_choice(part, resident, host, DenoiseSettings(*settings))
+
+    def _denoise_choice(self, part: Part, resident: int, host: int, settings: DenoiseSettings) -> Choice:
+        load, width = self.workload, memory.element_bytes(part.precision)
+        batch = load.passes if settings.batched else 1
+        held = resident + memory.adapter_bytes(load)
+        held += memory.text_cache_bytes(load, width) if settings.text_cache else 0
+        active = memory.denoise_activation_bytes(load, batch, width, settings.ffn_chunks)
+        moved = 0
+        if part.placement == "staged":
+            held += self._bytes("transformer", part.precision)
+        elif part.placement == "streamed":
+            blocks = memory.transformer_blocks(load.variant, part.precision)
+            active += memory.PREFETCHED_BLOCKS * blocks.block
+            if settings.outside_resident:
+                held += blocks.outside
+            else:
+                active = max(active, blocks.outside + memory.sampler_bytes(load, width))
+            room = self.machine.gpu_limit("denoise") - held - active
+            most = blocks.count - EDGE_BLOCKS if self.objective == "seconds" else 0
+            kept = min(max(room // blocks.block, 0), most)
+            held += kept * blocks.block
+            moved = (blocks.count - kept) * blocks.block + (0 if settings.outside_resident else blocks.outside)
+            settings = dataclasses.replace(settings, resident_blocks=kept)
+        return Choice(held + active, host, self._denoise_seconds(part, settings, moved), settings)
+
+    def _denoise_seconds(self, part: Part, settings: DenoiseSettings, moved: int) -> float:
+        """All steps. `moved` bytes come in every forward, behind the work as far as they can."""
+        load, speed = self.workload, self.machine.rates
+        layers = load.variant.transformer.num_layers
+        step = self._step if settings.text_cache else self._step_with_text
+        forwards = 1 if settings.batched else load.passes
+
+        compiled = settings.compile
+        tokens = load.passes * (load.video_tokens + load.audio_tokens)
+        traffic = tokens * load.variant.transformer.dim * memory.element_bytes(part.precision) * layers
+        launch = rates.COMPILED_LAUNCH_SECONDS if compiled else rates.EAGER_LAUNCH_SECONDS
+        compute = (
+            speed.product_seconds(step.matmul, part.precision)
+            + speed.attention_seconds(step.attention, self.machine.attention[1])
+            + speed.traffic_seconds(traffic * (rates.COMPILED_TRAFFIC if compiled else rates.EAGER_TRAFFIC))
+            + forwards * layers * launch
+        )
+        transfer = self._stream_seconds(part, moved) if moved else 0.0
+        compute *= rates.STREAMING_SLOWDOWN if part.placement == "streamed" else 1.0
+        seconds = load.steps * max(compute, forwards * transfer)
+        if settings.text_cache:  # one more pass over the blocks, for their keys and values alone
+            seconds += speed.product_seconds(self._text_pass.matmul, part.precision) + transfer
+        return seconds + self._fetch_seconds("transformer", part) + (rates.COMPILE_SECONDS if compiled else 0.0)
+
+    # 5. Decode
+
+    def _decode(self, skeleton: Skeleton, resident: int, host: int) -> Iterator[Choice]:
+        load, on_card = self.workload, bool(self.machine.card)
+        parts = {name: skeleton.part(name, on_card) for name in DECODERS if name in load.components}
+        staged = [(name, part) for name, part in parts.items() if part.placement == "staged"]
+        weights = sum(self._bytes(name, part.precision) for name, part in staged)
+        fetch = sum(self._fetch_seconds(name, part) for name, part in staged)
+        work = self._work
+        sound, sound_seconds = memory.vocoder_bytes(load), self.machine.rates.convolution_seconds(work["decode_audio"])
+        if load.modality == "audio":
+            yield Choice(resident + weights + sound, host, fetch + sound_seconds, "none")
+            return
+        width = memory.element_bytes(parts["video_vae"].precision)
+        tilings: tuple[VaeTiling, ...] = ("none", "tiled", "tile_by_tile") if memory.can_tile(load) else ("none",)
+        forced = self.preferences.vae_tiling if len(tilings) > 1 else None  # a small picture is one tile
+        for tiling in _allowed(tilings, forced):
+            picture = memory.decode_bytes(load, tiling, width, on_card)
+            again = (
+                memory.tile_overlap(load.variant, *load.variant.latent_grid(*load.size)[1:]) if tiling != "none" else 1
+            )
+            seconds = again * self.machine.rates.convolution_seconds(work["decode_video"])
+            frames = memory.decode_host_bytes(load, tiling)
+            seconds += self.machine.rates.pageable_seconds(frames) if tiling == "tile_by_tile" else 0.0
+            yield Choice(
+                resident + weights + max(picture, sound),
+                host + frames,
+                fetch + sound_seconds + seconds,
+                tiling,
+            )
+
+    # 6. Mux
+
+    def _mux(self, resident: int, host: int) -> Choice:
+        load = self.workload
+        pixels = 0 if load.modality == "audio" else load.variant.num_frames * load.size.area
+        frames = memory.decode_host_bytes(load, "none")
+        return Choice(resident, host + frames, pixels / rates.MUX_PIXELS_PER_SECOND)
+
+
+def _allowed(options: Iterable[Option], forced: Option | None) -> list[Option]:
+    """The options, or the forced one if it is among them."""
+    return [option for option in options if forced is None or option == forced]
+
+
+def component_plans(candidate: Candidate, workload: Workload) -> dict[ComponentName, ComponentPlan]:
+    """The plan's components."""
+    plans: dict[ComponentName, ComponentPlan] = {}
+    on_card = bool(candidate.machine.card)
+    for name in workload.components:
+        part = candidate.skeleton.part(name, on_card)
+        plans[name] = ComponentPlan(part.precision, part.placement, part.home)
+        if part.placement == "streamed" and name == "text_encoder":
+            count = memory.text_encoder_blocks(workload.variant, part.precision).count
+            plans[name] = dataclasses.replace(plans[name], blocks=count)
+        if part.placement == "streamed" and name == "transformer":
+            settings = candidate.settings
+            plans[name] = dataclasses.replace(
+                plans[name],
+                blocks=workload.variant.transformer.num_layers,
+                resident_blocks=settings.resident_blocks,
+                outside_resident=settings.outside_resident,
+            )
+    image_model = candidate.choices["first frame"].settings if "first frame" in candidate.choices else None
+    if isinstance(image_model, ComponentPlan):
+        plans["image_model"] = image_model
+    return plans

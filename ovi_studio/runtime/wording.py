@@ -1,0 +1,216 @@
+"""A plan's reasons, what it turned down, and why nothing fits, in words for a person."""
+
+from collections.abc import Iterable, Iterator
+
+from ovi_studio.runtime import memory
+from ovi_studio.runtime.candidates import Candidate
+from ovi_studio.runtime.execution_plan import Preferences, gigabytes
+from ovi_studio.runtime.hardware import GB, Hardware
+from ovi_studio.runtime.memory import Workload
+
+PRECISION_WORDS = {
+    "float32": "float32",
+    "bf16": "bf16",
+    "fp8_compute": "fp8 (computed in fp8)",
+    "fp8_storage": "fp8 (stored, computed in bf16)",
+    "int8": "int8 weights",
+    "nf4": "nf4 weights",
+}
+PLACEMENT_WORDS = {"resident": "on the card throughout", "staged": "taking turns", "streamed": "streamed"}
+
+
+# --- Why --------------------------------------------------------------------------------------------------
+
+
+def reasons(best: Candidate, workload: Workload, hardware: Hardware, preferences: Preferences) -> Iterator[str]:
+    """Why the plan is as it is, the most important first."""
+    if preferences.forced():
+        yield f"Forced: {', '.join(preferences.forced())}."
+    if best.machine.card is None:
+        yield "There is no usable card, so it runs on the CPU, in float32: bf16 is far slower there."
+        return
+    yield from _budget_reasons(best)
+    yield from _transformer_reasons(best, workload)
+    yield from _placement_reasons(best, hardware)
+    yield from _setting_reasons(best, workload)
+    yield f"Seconds are estimated from the rates of this kind of card: {best.machine.rates.origin}."
+
+
+def _budget_reasons(best: Candidate) -> Iterator[str]:
+    card = best.machine.card
+    if card is not None:
+        yield (
+            f"Of {gigabytes(card.free_bytes)} free on {card.name}, {gigabytes(best.machine.gpu_budget)} can be used: "
+            f"{gigabytes(memory.CUDA_CONTEXT_BYTES)} go to CUDA itself, {memory.FRAGMENTATION:.0%} to fragmentation."
+        )
+        if card.compute_capability < (8, 0):
+            yield f"Compute capability {card.capability} has no bf16 units: it works, but slowly."
+
+
+def _transformer_reasons(best: Candidate, workload: Workload) -> Iterator[str]:
+    part = best.skeleton.transformer
+    if part.precision == "bf16":
+        yield "The transformer stays in bf16, as it was trained."
+        return
+    whole = gigabytes(memory.weight_bytes(workload.variant, "transformer", "bf16"))
+    words = PRECISION_WORDS[part.precision]
+    yield {
+        "auto": f"The transformer's {whole} in bf16 do not fit beside its activations, so it runs as {words}.",
+        "fast": f"The transformer runs as {words}, the fastest that fits.",
+    }.get(workload.quality, f"The transformer runs as {words}, which takes half of the {whole} of bf16.")
+    if part.precision == "fp8_compute":
+        yield "fp8 is compiled: only then is the quantizing of activations fused into other work."
+
+
+def _placement_reasons(best: Candidate, hardware: Hardware) -> Iterator[str]:
+    transformer, text_encoder = best.skeleton.transformer, best.skeleton.text_encoder
+    if transformer.placement == "staged":
+        yield "The components take turns on the card: together they do not fit in every stage."
+    elif transformer.placement == "streamed":
+        kept = best.settings.resident_blocks
+        yield (
+            f"The transformer does not fit as a whole: {kept} blocks stay on the card, the others are brought "
+            f"one by one while the block before runs."
+        )
+    elif text_encoder.placement == "staged":
+        yield "The text encoder leaves the card when the prompts are encoded, which makes room for the rest."
+    if text_encoder.placement == "streamed":
+        yield "The text encoder is streamed layer by layer: as a whole it does not fit."
+    homes = {part.home for part in (transformer, text_encoder)}
+    if "disk" in homes:
+        yield (
+            f"{gigabytes(hardware.free_ram_bytes)} of free RAM do not hold all components beside each other: "
+            f"what is not in use is read from the disk ({hardware.disk}) again."
+        )
+
+
+def _setting_reasons(best: Candidate, workload: Workload) -> Iterator[str]:
+    settings = best.settings
+    if workload.passes == 2 and not settings.batched:
+        yield "The guidance passes run one after the other: their activations together would need too much room."
+    if not settings.text_cache:
+        yield "The text's keys and values are projected anew at every step, which saves keeping them."
+    if settings.ffn_chunks > 1:
+        yield "Feed-forward layers take the tokens in parts: the same numbers at a lower peak."
+    tiling = best.choices["decode"].settings
+    if tiling == "tiled":
+        yield "The picture is decoded in tiles: as a whole the decode does not fit."
+    elif tiling == "tile_by_tile":
+        yield "The picture is decoded tile by tile, its frames kept in host memory: this is the smallest decode."
+    if settings.compile and best.skeleton.transformer.precision != "fp8_compute":
+        yield "Blocks are compiled: the run is long enough to repay it."
+
+
+# --- Why not ----------------------------------------------------------------------------------------------
+
+
+def rejected(best: Candidate, better: Iterable[Candidate], workload: Workload, hardware: Hardware) -> Iterator[str]:
+    """What would have ranked higher and does not fit, a line for each kind; and what the machine lacks."""
+    nearest: dict[str, Candidate] = {}
+    for candidate in better:
+        title = _title(candidate)
+        if title not in nearest or _shortage(candidate) < _shortage(nearest[title]):
+            nearest[title] = candidate
+    for title, candidate in nearest.items():
+        if title != _title(best):
+            yield f"{title}: {_shortage_words(candidate)}."
+    if best.machine.card is not None:
+        yield from _lacking(best, workload, hardware)
+
+
+def _lacking(best: Candidate, workload: Workload, hardware: Hardware) -> Iterator[str]:
+    card = best.machine.card
+    if card is None or workload.quality == "exact":
+        return
+    if card.compute_capability < (8, 9):
+        yield f"fp8 computation: needs compute capability 8.9, {card.name} has {card.capability}."
+    elif not {"torchao", "triton"} <= hardware.kernels:
+        yield "fp8 computation: the packages torchao and triton are not both installed."
+    if "torchao" not in hardware.kernels:
+        yield "int8 weights: the package torchao is not installed."
+    if card.compute_capability[0] == 9 and "flash_attn_interface" not in hardware.kernels:
+        yield "FlashAttention 3: the package flash_attn_interface is not installed."
+    others = [other for other in hardware.cards if other is not card]
+    if others:
+        yield f"Sharing the work with {len(others)} more cards: a run uses one card."
+
+
+def _title(candidate: Candidate) -> str:
+    transformer, text_encoder = candidate.skeleton.transformer, candidate.skeleton.text_encoder
+    placed = PLACEMENT_WORDS[transformer.placement]
+    if transformer.placement == "resident" and text_encoder.placement == "staged":
+        placed += ", the text encoder taking turns"
+    return f"Transformer in {PRECISION_WORDS[transformer.precision]}, {placed}"
+
+
+def _shortage(candidate: Candidate) -> int:
+    """Bytes missing, on the card or in host memory."""
+    stage = candidate.tightest
+    gpu = candidate.gpu_bytes(stage) - candidate.machine.gpu_limit(stage)
+    return max(0, gpu) + max(0, candidate.peak_host - candidate.machine.host_budget)
+
+
+def _shortage_words(candidate: Candidate) -> str:
+    stage = candidate.tightest
+    if not candidate.fits_gpu:
+        needed, usable = candidate.gpu_bytes(stage), candidate.machine.gpu_limit(stage)
+        return f"the stage '{stage}' needs {gigabytes(needed)} on the card, {gigabytes(usable)} can be used"
+    return (
+        f"needs {gigabytes(candidate.peak_host)} of host memory, {gigabytes(candidate.machine.host_budget)} can be used"
+    )
+
+
+# --- Nothing goes -----------------------------------------------------------------------------------------
+
+
+def nothing_fits(
+    workload: Workload, hardware: Hardware, candidates: Iterable[Candidate], preferences: Preferences
+) -> tuple[str, str]:
+    """Problem and remedy where every candidate is too large."""
+    listed = list(candidates)
+    what = f"{workload.variant.name} at {workload.size} (quality {workload.quality!r})"
+    free = "Leave more to the planner" if preferences.forced() else "Choose a smaller size or the quality 'smallest'"
+    on_card = [c for c in listed if c.machine.card is not None]
+    if on_card and not any(c.fits_gpu for c in on_card):
+        need = memory.free_bytes_for(min(c.peak_gpu for c in on_card))
+        have = max(c.machine.card.free_bytes for c in on_card if c.machine.card)
+        return (
+            f"{what} needs {_up(need)} free on the card, and {gigabytes(have)} are.",
+            f"{free}, close other programs, or use a card with at least {_up(need)} free.",
+        )
+    host = min(c.peak_host for c in listed if c.fits_gpu) + memory.HOST_RESERVE_BYTES
+    return (
+        f"{what} needs {_up(host)} of free RAM, and {gigabytes(hardware.free_ram_bytes)} are free.",
+        f"{free}, close other programs, or add memory.",
+    )
+
+
+def impossible(
+    workload: Workload, hardware: Hardware, preferences: Preferences, least: tuple[int, int]
+) -> tuple[str, str]:
+    """Problem and remedy where there is no candidate at all."""
+    usable = [card for card in hardware.cards if hardware.torch_cuda and card.compute_capability >= least]
+    if usable:
+        forced = ", ".join(preferences.forced())
+        problem = f"{forced or 'This'} is not possible on {usable[0].name} with quality {workload.quality!r}."
+        remedy = (
+            "Leave more to the planner: fp8_compute needs compute capability 8.9, torchao and triton; int8 needs "
+            "torchao; 8-bit and nf4 text encoders need bitsandbytes; exact means bf16."
+        )
+        return problem, remedy
+    why = "There is no usable NVIDIA card"
+    if hardware.cards and not hardware.torch_cuda:
+        why = "The installed torch cannot use the card"
+    elif hardware.cards:
+        why = f"{hardware.cards[0].name} is too old (compute capability below {least[0]}.{least[1]})"
+    if preferences.forced() and workload.variant.name == "nano":
+        return f"{why}, and {', '.join(preferences.forced())} needs one.", "Leave it to the planner."
+    remedy = "Use the model nano here, or a machine with an NVIDIA card of 6 GB or more."
+    if hardware.cards and not hardware.torch_cuda:
+        remedy = "Install a CUDA build of torch, or use the model nano."
+    return f"{why}, and {workload.variant.name} would take hours on a CPU.", remedy
+
+
+def _up(count: int) -> str:
+    """Gigabytes, rounded up to a tenth: what is named must be enough."""
+    return f"{-(-count * 10 // GB) / 10:.1f} GB"
