@@ -120,34 +120,21 @@ class SelfAttention(nn.Module, AttentionModuleMixin):
         return x_BQD.unflatten(-1, (self.num_heads, -1))
 
 
-class CrossAttention(nn.Module, AttentionModuleMixin):
+class CrossAttention(SelfAttention):
     """Attention of a stream to the text and, through the fusion weights, to the other stream.
 
     One query and one output projection serve both; the two results are added. The text has no positions and
     no mask (its zero padding is attended), the other stream has its own rotary table.
     """
 
-    _default_processor_cls = AttentionProcessor
-    _available_processors = (AttentionProcessor,)
-    _supports_qkv_fusion = False
-    processor: AttentionProcessor
-
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.k = nn.Linear(dim, dim)
-        self.v = nn.Linear(dim, dim)
-        self.o = nn.Linear(dim, dim)
-        self.norm_q = nn.RMSNorm(dim, eps=eps)
-        self.norm_k = nn.RMSNorm(dim, eps=eps)
+        super().__init__(dim, num_heads, eps)
         self.k_fusion = nn.Linear(dim, dim)
         self.v_fusion = nn.Linear(dim, dim)
         self.pre_attn_norm_fusion = nn.LayerNorm(dim, eps=eps)
         self.norm_k_fusion = nn.RMSNorm(dim, eps=eps)
-        self.processor = AttentionProcessor()
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x_BQD: Tensor,
         text: KeyValue,
@@ -171,6 +158,3 @@ class CrossAttention(nn.Module, AttentionModuleMixin):
         other = self.pre_attn_norm_fusion(other_BSD)
         key = apply_rotary(self._heads(self.norm_k_fusion(self.k_fusion(other))), rotary)
         return KeyValue(key, self._heads(self.v_fusion(other)))
-
-    def _heads(self, x_BQD: Tensor) -> Tensor:
-        return x_BQD.unflatten(-1, (self.num_heads, -1))

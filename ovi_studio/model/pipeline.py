@@ -1,21 +1,23 @@
 """`OviPipeline`: text, or text and a first frame, to picture and sound, as a diffusers pipeline.
 
-    encode_prompt → encode_image → prepare_sampler → (FusedSampler.step)* → decode_video, decode_audio
+    encode_prompts → encode_image → prepare_sampler → (FusedSampler.step)* → decode_video, decode_audio
 
 `__call__` composes these stage methods for users of diffusers; the engine composes the same methods to report
 progress and to stream frames into the encoder. Memory plans are put on from outside.
 """
 
-from collections.abc import Callable, Iterator
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan, DiffusionPipeline, MMAudioVAE
-from diffusers.callbacks import PipelineCallback
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, UMT5EncoderModel
@@ -31,6 +33,7 @@ from ovi_studio.variants import SIZE_MULTIPLE, Modality, Solver, Variant, get_va
 
 OutputType: TypeAlias = Literal["pil", "np", "pt", "latent"]
 Image: TypeAlias = PIL.Image.Image | np.ndarray | Tensor
+Generators: TypeAlias = Sequence[torch.Generator]  # of the video's and of the audio's noise
 StepCallback: TypeAlias = Callable[["OviPipeline", int, Tensor, dict[str, Any]], dict[str, Any]]
 
 MAX_SEED = 2**64 - 1  # of a torch.Generator
@@ -41,8 +44,8 @@ class OviPipelineOutput(BaseOutput):
     """A clip, or its latents.
 
     Args:
-        frames: by `output_type`: a list of PIL images; uint8 (frames, H, W, 3) as numpy array; float
-            (frames, 3, H, W) in -1…1 as tensor; or video latents (1, C, F, H, W). None for sound only.
+        frames: by `output_type`: a list of PIL images; float32 (frames, H, W, 3) in 0…1 as numpy array; float32
+            (frames, 3, H, W) in 0…1 as tensor; or video latents (1, C, F, H, W). None for sound only.
         audio: the waveform in -1…1, (samples,), as numpy array ("pil", "np") or tensor; or audio latents (1, A, C).
             None for picture only.
         fps: frames per second.
@@ -111,7 +114,7 @@ class OviPipeline(DiffusionPipeline):
         shift: float | None = None,
         solver: Solver | None = None,
         seed: int | None = None,
-        generator: tuple[torch.Generator, torch.Generator] | None = None,
+        generator: Generators | None = None,
         video_negative_prompt: str | None = None,
         audio_negative_prompt: str | None = None,
         modality: Modality = "both",
@@ -120,7 +123,7 @@ class OviPipeline(DiffusionPipeline):
         text_states: TextStates | None = None,
         batched_guidance: bool = True,
         cache_text: bool = True,
-        callback_on_step_end: StepCallback | PipelineCallback | None = None,
+        callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents", "audio_latents"),
         output_type: OutputType = "pil",
         return_dict: bool = True,
@@ -131,7 +134,7 @@ class OviPipeline(DiffusionPipeline):
             prompt: what is seen and heard; speech as `<S>words<E>`, the sound's caption in the variant's dialect.
             image: first frame; the clip takes its aspect unless a size is given.
             height: pixels, a multiple of 32.
-            width: pixels, a multiple of 32.
+            width: pixels, a multiple of 32; give both or neither.
             num_inference_steps: steps of the sampler.
             video_guidance_scale: how strongly the picture follows the prompt; 1 turns guidance off.
             audio_guidance_scale: how strongly the sound follows the prompt; 1 turns guidance off.
@@ -139,7 +142,7 @@ class OviPipeline(DiffusionPipeline):
             shift: of the schedule.
             solver: "unipc", "dpm++" or "euler".
             seed: of both noises; random if neither it nor `generator` is given.
-            generator: CPU generators of the video's and the audio's noise, instead of `seed`.
+            generator: a pair of CPU generators, of the video's and the audio's noise, instead of `seed`.
             video_negative_prompt: what the picture is led away from.
             audio_negative_prompt: what the sound is led away from.
             modality: "both", "video" or "audio".
@@ -159,9 +162,12 @@ class OviPipeline(DiffusionPipeline):
         """
         # 0. Defaults, then checks
         variant, defaults = self.variant, self.variant.defaults
-        if height is None or width is None:
-            height, width = self._default_size(image)
-        num_frames = num_frames or variant.num_frames
+        image = None if image is None else _upright(image)
+        height, width = self._size(height, width, image)
+        num_frames = variant.num_frames if num_frames is None else num_frames
+        num_audio_latents = variant.audio_latents if num_audio_latents is None else num_audio_latents
+        solver = defaults.solver if solver is None else solver
+        shift = defaults.shift if shift is None else shift
         num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         guidance = Guidance(
             defaults.video_guidance_scale if video_guidance_scale is None else video_guidance_scale,
@@ -170,6 +176,7 @@ class OviPipeline(DiffusionPipeline):
             batched_guidance,
         )
         self.check_inputs(prompt, text_states, image, height, width, num_frames, num_inference_steps, modality)
+        self._check_numbers(guidance, shift, num_audio_latents)
         self._check_choices(solver, seed, generator, output_type, callback_on_step_end_tensor_inputs)
 
         # 1. Prompts to text states
@@ -186,15 +193,8 @@ class OviPipeline(DiffusionPipeline):
             first_frame = self.encode_image(image, height, width)
 
         # 3. Sampler and noise
-        sampler = FusedSampler(
-            self.transformer,
-            self._on_transformer(text_states),
-            guidance,
-            solver or defaults.solver,
-            defaults.shift if shift is None else shift,
-            num_inference_steps,
-            first_frame,
-            cache_text,
+        sampler = self.prepare_sampler(
+            text_states, guidance, solver, shift, num_inference_steps, first_frame, cache_text
         )
         latents = sampler.begin(
             self.prepare_noise(height, width, num_frames, num_audio_latents, modality, seed, generator)
@@ -249,7 +249,24 @@ class OviPipeline(DiffusionPipeline):
     @torch.no_grad()
     def encode_image(self, image: Image, height: int, width: int) -> Tensor:
         """Normalized latent (1, C, 1, H/16, W/16) of a first frame."""
-        return encode_frames(self.video_vae, preprocess_image(image, height, width)[:, :, None])
+        return encode_frames(self.video_vae, preprocess_image(_upright(image), height, width)[:, :, None])
+
+    def prepare_sampler(
+        self,
+        text: TextStates,
+        guidance: Guidance,
+        solver: Solver,
+        shift: float,
+        num_inference_steps: int,
+        first_frame: Tensor | None = None,
+        cache_text: bool = True,
+    ) -> FusedSampler:
+        """The sampler of one run, with the text on the transformer's device and in its type; see `FusedSampler`."""
+        device, dtype = self._execution_device, self.transformer.dtype
+        placed = TextStates(*(x.to(device, dtype) for x in (text.positive, text.video_negative, text.audio_negative)))
+        return FusedSampler(
+            self.transformer, placed, guidance, solver, shift, num_inference_steps, first_frame, cache_text
+        )
 
     def prepare_noise(
         self,
@@ -259,12 +276,12 @@ class OviPipeline(DiffusionPipeline):
         num_audio_latents: int | None = None,
         modality: Modality = "both",
         seed: int | None = None,
-        generator: tuple[torch.Generator, torch.Generator] | None = None,
+        generator: Generators | None = None,
     ) -> Latents:
         """Initial noise for a clip of this size, on the CPU in float32; two generators start from one seed."""
         variant, config = self.variant, self.transformer.config
         if generator is None:
-            seed = torch.seed() if seed is None else seed
+            seed = secrets.randbelow(2**63) if seed is None else seed
             generator = (torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed))
         ratio = self.video_vae.spatial_compression_ratio
         latent_frames = 1 + ((num_frames or variant.num_frames) - 1) // variant.temporal_factor
@@ -343,7 +360,7 @@ class OviPipeline(DiffusionPipeline):
         self,
         solver: str | None,
         seed: int | None,
-        generator: object,
+        generator: Generators | None,
         output_type: str,
         callback_tensors: tuple[str, ...],
     ) -> None:
@@ -351,12 +368,14 @@ class OviPipeline(DiffusionPipeline):
             raise InvalidInputError(f"There is no solver called {solver!r}.", f"Choose one of {', '.join(SOLVERS)}.")
         if seed is not None and generator is not None:
             raise InvalidInputError("Both a seed and generators were given.", "Pass only one of them.")
-        if seed is not None and not 0 <= seed <= MAX_SEED:
+        if seed is not None and not (isinstance(seed, int) and 0 <= seed <= MAX_SEED):
             raise InvalidInputError(f"The seed {seed} is out of range.", f"Choose one from 0 to {MAX_SEED}.")
-        if generator is not None and not (isinstance(generator, tuple) and len(generator) == 2):
+        if generator is not None and not (
+            isinstance(generator, (tuple, list)) and [g.device.type for g in generator] == ["cpu", "cpu"]
+        ):
             raise InvalidInputError(
-                "`generator` must be a pair.",
-                "Pass two CPU generators: of the video's and of the audio's noise.",
+                "`generator` must be a pair of CPU generators.",
+                "Pass one for the video's and one for the audio's noise.",
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InvalidInputError(
@@ -368,14 +387,35 @@ class OviPipeline(DiffusionPipeline):
                 f"Choose from {self._callback_tensor_inputs}.",
             )
 
-    def _default_size(self, image: Image | None) -> tuple[int, int]:
+    def _check_numbers(self, guidance: Guidance, shift: float, num_audio_latents: int) -> None:
+        if not all(math.isfinite(x) and x >= 1 for x in (guidance.video_scale, guidance.audio_scale)):
+            raise InvalidInputError(
+                f"Guidance scales of {guidance.video_scale} and {guidance.audio_scale} are not possible.",
+                "Choose numbers from 1 (no guidance) upwards.",
+            )
+        layers = self.transformer.config.num_layers
+        if not 0 <= guidance.skip_layer < layers:
+            raise InvalidInputError(
+                f"There is no block {guidance.skip_layer} to skip: the transformer has {layers}.",
+                f"Choose `slg_layer` from 1 to {layers - 1}, or 0 to skip none.",
+            )
+        if not (math.isfinite(shift) and shift > 0):
+            raise InvalidInputError(f"A shift of {shift} is not possible.", "Choose a positive number; 5 is usual.")
+        if num_audio_latents < 1:
+            raise InvalidInputError(
+                f"A clip of {num_audio_latents} audio latents has no sound.",
+                f"The variant's own length is {self.variant.audio_latents}.",
+            )
+
+    def _size(self, height: int | None, width: int | None, image: Image | None) -> tuple[int, int]:
+        """What was asked for, or else the variant's size, in the image's aspect if there is one."""
+        if height is not None and width is not None:
+            return height, width
+        if height is not None or width is not None:
+            raise InvalidInputError("Only one of height and width was given.", "Give both, or neither.")
         if image is None:
             return self.variant.default_size
         return self.variant.size_for_image(*_image_size(image))
-
-    def _on_transformer(self, text: TextStates) -> TextStates:
-        device, dtype = self._execution_device, self.transformer.dtype
-        return TextStates(*(x.to(device, dtype) for x in (text.positive, text.video_negative, text.audio_negative)))
 
     def _call_back(
         self, callback: StepCallback, index: int, timestep: Tensor, latents: Latents, wanted: tuple[str, ...]
@@ -388,13 +428,14 @@ class OviPipeline(DiffusionPipeline):
         if output_type == "latent":
             return latents.video, latents.audio
         audio: Any = None if latents.audio is None else self.decode_audio(latents.audio)
+        audio = audio.numpy() if audio is not None and output_type != "pt" else audio
         if latents.video is None:
-            return None, audio if output_type == "pt" else audio.numpy()
-        if output_type == "pt":
-            return torch.cat([frames.cpu() for frames in self.decode_video(latents.video)]), audio
-        frames = np.concatenate([frames_to_uint8(frames) for frames in self.decode_video(latents.video)])
-        audio = None if audio is None else audio.numpy()
-        return frames if output_type == "np" else [PIL.Image.fromarray(frame) for frame in frames], audio
+            return None, audio
+        if output_type == "pil":
+            parts = (frames_to_uint8(frames) for frames in self.decode_video(latents.video))
+            return [PIL.Image.fromarray(frame) for part in parts for frame in part], audio
+        frames = torch.cat([(frames.float().cpu() + 1) / 2 for frames in self.decode_video(latents.video)])
+        return frames if output_type == "pt" else frames.permute(0, 2, 3, 1).numpy(), audio
 
 
 def preprocess_image(image: Image, height: int, width: int) -> Tensor:
@@ -421,6 +462,24 @@ def frames_to_uint8(frames_FCHW: Tensor) -> np.ndarray:
     scaled = (frames_FCHW.float().clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0
     array: np.ndarray = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return array
+
+
+def _upright(image: Image) -> Image:
+    """A picture as it is meant to be seen: a PIL image turned as its EXIF data says.
+
+    Raises:
+        InvalidInputError: it is none of the kinds that `preprocess_image` takes.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return PIL.ImageOps.exif_transpose(image)
+    pixels = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[-1] == 3
+    values = isinstance(image, Tensor) and image.is_floating_point() and image.shape[-3:-2] == (3,)
+    if not (pixels or (values and image.ndim in (3, 4))):
+        raise InvalidInputError(
+            f"A first frame cannot be a {type(image).__name__} of this kind.",
+            "Pass a PIL image, an uint8 array (H, W, 3), or a float tensor (3, H, W) in -1…1.",
+        )
+    return image
 
 
 def _image_size(image: Image) -> tuple[int, int]:

@@ -5,8 +5,11 @@ needs no shipped constants and fits whatever weights are loaded. It costs a matr
 blurred, and right in colour and place.
 """
 
+import contextlib
 import hashlib
 import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +18,12 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ovi_studio.errors import MediaError
+from ovi_studio.files import replacing
 from ovi_studio.model.video_vae import encode_frames
 
 _FIT_FRAMES = 9  # three latent frames: the causal first one and two of the common kind
@@ -53,17 +59,30 @@ class LatentPreview:
         return cls(solution[:-1], solution[-1])
 
     @classmethod
-    def cached(cls, vae: AutoencoderKLWan, folder: Path) -> "LatentPreview":
-        """The map of this VAE from `folder`, fitted and kept there if it is not."""
+    def cached(
+        cls,
+        vae: AutoencoderKLWan,
+        folder: Path,
+        at_work: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> "LatentPreview":
+        """The map of this VAE from `folder`, fitted and kept there if it is not.
+
+        Args:
+            vae: whose latents are to be shown.
+            folder: made when needed.
+            at_work: brings the VAE to its device as long as it is needed, where that must be done.
+        """
         path = folder / f"latent-preview-{_fingerprint(vae)}.safetensors"
-        if path.exists():
+        try:
             tensors = load_file(path)
             return cls(tensors["weight"], tensors["bias"])
-        preview = cls.fit(vae)
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".part")
-        save_file({"weight": preview.weight_C3.contiguous(), "bias": preview.bias_3.contiguous()}, unfinished)
-        unfinished.replace(path)
+        except (OSError, SafetensorError, KeyError):  # not there, or damaged
+            with at_work():
+                preview = cls.fit(vae)
+        with contextlib.suppress(OSError, MediaError):  # a folder that cannot be written costs the next run a second
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                save_file({"weight": preview.weight_C3.contiguous(), "bias": preview.bias_3.contiguous()}, temporary)
         return preview
 
     def jpeg(self, latents_1CFHW: Tensor, scale: int = 8) -> bytes:

@@ -7,6 +7,7 @@ each stream by its own scheduler. Latents and scheduler state are float32 whatev
 Noise is drawn on the CPU in float32 from two generators of one seed, so that every device gives the same clip.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,9 +66,9 @@ class Guidance:
 def draw_noise(
     video_shape: tuple[int, int, int, int] | None,
     audio_shape: tuple[int, int] | None,
-    generators: tuple[torch.Generator, torch.Generator],
+    generators: Sequence[torch.Generator],
 ) -> Latents:
-    """Initial latents on the CPU, without the batch dimension in the shapes: (C, F, H, W) and (A, C)."""
+    """Initial latents on the CPU, by a generator each; shapes without batch dimension: (C, F, H, W) and (A, C)."""
     video_generator, audio_generator = generators
     return Latents(
         None if video_shape is None else torch.randn(video_shape, generator=video_generator)[None],
@@ -131,13 +132,14 @@ class FusedSampler:
         device = self._text.positive.device
         start = Latents(*(None if x is None else x.to(device, torch.float32) for x in (noise.video, noise.audio)))
         self._timesteps = self.timesteps.to(device)
+        self.first_frame = None if self.first_frame is None else self.first_frame.to(device)
         self._passes = tuple(self._prepare(p, start) for p in self._plan_passes(start))
         return self._pin_first_frame(start)
 
     def step(self, latents: Latents, index: int) -> Latents:
         """Moves both streams from timestep `index` to the next; indices must come in order."""
         video_velocity, audio_velocity = self._guided_velocity(latents, self._timesteps[index : index + 1])
-        self.estimate = self._foresee(latents, video_velocity, audio_velocity, index)
+        self.estimate = self._pin_first_frame(self._foresee(latents, video_velocity, audio_velocity, index))
         timestep = self.timesteps[index]
         video = audio = None
         if latents.video is not None:

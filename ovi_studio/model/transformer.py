@@ -136,15 +136,16 @@ class OviTransformer(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAd
         self,
         hidden_states: Tensor | None,
         audio_hidden_states: Tensor | None,
-        timestep: Tensor,
+        timestep: Tensor | None,
         encoder_hidden_states: Tensor | None = None,
         audio_encoder_hidden_states: Tensor | None = None,
         text_key_values: tuple[TextKeyValues, ...] | None = None,
         first_frame_is_clean: bool = False,
         skip_layer: int = 0,
         skip_from: int = 0,
+        only_text: bool = False,
         return_dict: bool = True,
-    ) -> OviTransformerOutput | tuple[Tensor | None, Tensor | None]:
+    ) -> OviTransformerOutput | tuple[Tensor | None, Tensor | None] | tuple[TextKeyValues, ...]:
         """One forward pass.
 
         Args:
@@ -157,10 +158,16 @@ class OviTransformer(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAd
             first_frame_is_clean: whether latent frame 0 is a given picture, at timestep 0 (video only).
             skip_layer: block that is passed over (skip-layer guidance); 0 skips none.
             skip_from: first sample of the batch that passes over it.
+            only_text: compute every block's text keys and values and nothing else, see `project_text`. Latents and
+                timestep are not read.
             return_dict: whether to return an `OviTransformerOutput` or a tuple.
         """
+        if only_text:
+            return self._project_text(encoder_hidden_states, audio_encoder_hidden_states)
         if hidden_states is None and audio_hidden_states is None:
             raise ValueError("Neither video nor audio latents were given. Pass at least one of them.")
+        if timestep is None:
+            raise ValueError("No timestep was given. Pass one for all samples, or one for each.")
         if audio_encoder_hidden_states is None:
             audio_encoder_hidden_states = encoder_hidden_states
         video_rotary, audio_rotary = self._rotary_tables(hidden_states, audio_hidden_states)
@@ -210,6 +217,15 @@ class OviTransformer(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAd
             encoder_hidden_states: text states for video (B, T, text_dim), or None without video.
             audio_encoder_hidden_states: text states for audio, or None without audio.
         """
+        # Through `forward`, because offloading attaches to it.
+        projected: tuple[TextKeyValues, ...] = self(
+            None, None, None, encoder_hidden_states, audio_encoder_hidden_states, only_text=True
+        )
+        return projected
+
+    def _project_text(
+        self, encoder_hidden_states: Tensor | None, audio_encoder_hidden_states: Tensor | None
+    ) -> tuple[TextKeyValues, ...]:
         video_BTD = None if encoder_hidden_states is None else self.video.text_embedding(encoder_hidden_states)
         audio_BTD = (
             None if audio_encoder_hidden_states is None else self.audio.text_embedding(audio_encoder_hidden_states)

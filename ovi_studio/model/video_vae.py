@@ -5,6 +5,7 @@ leaves to its callers, and a decode that gives frames away one latent frame at a
 only its feature cache of the past, so a clip never has to exist as a whole.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 
+@apply_forward_hook  # type: ignore[untyped-decorator]
 def encode_frames(vae: AutoencoderKLWan, frames_BCFHW: Tensor) -> Tensor:
     """Frames (B, 3, 4k+1, H, W) in -1…1 to normalized float32 latents (B, C, k+1, H/16, W/16), without sampling."""
     posterior = vae.encode(frames_BCFHW.to(vae.device, vae.dtype)).latent_dist
@@ -24,27 +26,54 @@ def encode_frames(vae: AutoencoderKLWan, frames_BCFHW: Tensor) -> Tensor:
 
 
 @apply_forward_hook  # type: ignore[untyped-decorator]
-def decode_frames(vae: AutoencoderKLWan, latents_BCFHW: Tensor) -> Iterator[Tensor]:
+def decode_frames(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tile_by_tile: bool = False) -> Iterator[Tensor]:
     """Normalized latents to frames in -1…1: (B, 3, 1, H, W) for the first latent frame, then (B, 3, 4, H, W) each.
 
     Gives the same frames as `vae.decode`, whole or tiled (`vae.enable_tiling()`). The decorator brings an
     offloaded VAE to its device, as it does for `vae.decode`.
+
+    Args:
+        vae: the VAE.
+        latents_BCFHW: normalized latents.
+        tile_by_tile: whether each tile is decoded to its end before the next one. It needs one tile's feature
+            cache instead of all tiles', and host memory for the tiles of the whole clip.
     """
     mean, std = _latent_statistics(vae)
     latents = (latents_BCFHW.to(vae.device, torch.float32) * std + mean).to(vae.dtype)
     latents = vae.post_quant_conv(latents)
     tiling = _Tiling.of(vae, latents.shape[-2], latents.shape[-1])
+    decoded = _tile_by_tile(vae, latents, tiling) if tile_by_tile else _frame_by_frame(vae, latents, tiling)
+    for tiles in decoded:
+        yield _unpatchify(vae, tiling.join(vae, tiles)).clamp(-1.0, 1.0)
+
+
+def _frame_by_frame(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "_Tiling") -> Iterator[list[list[Tensor]]]:
+    """The tiles of each latent frame."""
     caches = [[_FeatureCache(vae) for _ in tiling.columns] for _ in tiling.rows]
-    for index in range(latents.shape[2]):
-        latent = latents[:, :, index : index + 1]
-        tiles = [
+    for index in range(latents_BCFHW.shape[2]):
+        latent = latents_BCFHW[:, :, index : index + 1]
+        yield [
             [
-                cache.decode(latent[..., top : top + tiling.height, left : left + tiling.width], index == 0)
+                cache.decode(tiling.cut(latent, top, left), index == 0)
                 for left, cache in zip(tiling.columns, row, strict=True)
             ]
             for top, row in zip(tiling.rows, caches, strict=True)
         ]
-        yield _unpatchify(vae, tiling.join(vae, tiles)).clamp(-1.0, 1.0)
+
+
+def _tile_by_tile(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "_Tiling") -> Iterator[list[list[Tensor]]]:
+    """The same tiles. They wait in host memory until their neighbours are decoded."""
+    waiting = [
+        [_decode_tile(vae, tiling.cut(latents_BCFHW, top, left)) for left in tiling.columns] for top in tiling.rows
+    ]
+    for _ in range(latents_BCFHW.shape[2]):
+        yield [[tile.popleft().to(latents_BCFHW.device) for tile in row] for row in waiting]
+
+
+def _decode_tile(vae: AutoencoderKLWan, latents_BCFHW: Tensor) -> deque[Tensor]:
+    cache = _FeatureCache(vae)
+    frames = latents_BCFHW.split(1, dim=2)
+    return deque(cache.decode(frame, index == 0).cpu() for index, frame in enumerate(frames))
 
 
 def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
@@ -108,6 +137,10 @@ class _Tiling:
             (vae.tile_sample_min_height // patch - stride[0], vae.tile_sample_min_width // patch - stride[1]),
             picture,
         )
+
+    def cut(self, latents_BCFHW: Tensor, top: int, left: int) -> Tensor:
+        """The latents of the tile at (top, left)."""
+        return latents_BCFHW[..., top : top + self.height, left : left + self.width]
 
     def join(self, vae: AutoencoderKLWan, tiles: list[list[Tensor]]) -> Tensor:
         """Blends the tiles' overlaps and puts them side by side."""

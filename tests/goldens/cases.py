@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 OWN_COPY = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("OVI_GOLDENS", OWN_COPY))
+if not FOLDER.is_dir():
+    raise NotADirectoryError(f"OVI_GOLDENS names {FOLDER}, which is no folder. Name one with recorded cases.")
 
 
 def path(name: str) -> Path:

@@ -82,7 +82,7 @@ def test_intermediates(transformer: OviTransformer, name: str) -> None:
     assert compared >= 10
 
 
-@pytest.mark.parametrize("name", ["t2v", "slg_i2v", "audio_only", "video_only"])
+@pytest.mark.parametrize("name", FACTS["cases"])
 def test_projected_text_gives_the_same(transformer: OviTransformer, name: str) -> None:
     case = FACTS["cases"][name]
     length = FACTS["video_config"]["text_len"]
@@ -100,8 +100,9 @@ def test_projected_text_gives_the_same(transformer: OviTransformer, name: str) -
 def test_rotary_tables_and_rotation() -> None:
     head_dim = TENSORS["rope.in_video"].shape[-1]
     scale = FACTS["audio_config"]["temporal_rope_scaling_factor"]
-    latents = TENSORS["in.vid"].shape
-    grid = (latents[1], latents[2] // 2, latents[3] // 2)
+    sizes = zip(TENSORS["in.vid"].shape[1:], FACTS["video_config"]["patch_size"], strict=True)
+    frames, height, width = (size // patch for size, patch in sizes)
+    grid = (frames, height, width)
     cpu = torch.device("cpu")
     video = video_rotary_table(grid, head_dim, cpu)
     audio = audio_rotary_table(TENSORS["rope.in_audio"].shape[1], head_dim, scale, cpu)
@@ -142,7 +143,9 @@ def test_sinusoidal_embedding() -> None:
     torch.testing.assert_close(embedded, TENSORS["sincos.emb"], atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["t2v", "i2v", "slg"])
+@pytest.mark.parametrize(
+    "name", [n for n in FACTS.get("bf16_vs_float32", {}) if FACTS["cases"][n]["vid"] and FACTS["cases"][n]["audio"]]
+)
 def test_bf16_stays_near_float32(name: str) -> None:
     model = load_transformer("fusion_tiny").to(torch.bfloat16)
     case = FACTS["cases"][name]
@@ -153,6 +156,7 @@ def test_bf16_stays_near_float32(name: str) -> None:
             TENSORS[case["audio"]].bfloat16()[None],
             torch.tensor(case["t"]),
             padded_text(TENSORS[case["vid_context"]].bfloat16(), length),
+            padded_text(TENSORS[case["audio_context"]].bfloat16(), length),
             first_frame_is_clean=case.get("first_frame_is_clean", False),
             skip_layer=case.get("slg_layer", 0),
         )
@@ -164,13 +168,12 @@ def test_bf16_stays_near_float32(name: str) -> None:
 
 
 def _watched_modules(model: OviTransformer) -> dict[str, nn.Module]:
-    watched: dict[str, nn.Module] = {"blocks": model.blocks[0]}
+    watched: dict[str, nn.Module] = {}
     for stream, tower in (("vid", model.video), ("audio", model.audio)):
         watched[f"{stream}_tokens"] = tower.patch_embedding
         watched[f"{stream}_context_emb"] = tower.text_embedding
         watched[f"{stream}_e"] = tower.time_embedding
         watched[f"{stream}_e0"] = tower.time_projection
-    watched.pop("blocks")
     return watched | {f"block{index}": block for index, block in enumerate(model.blocks)}
 
 

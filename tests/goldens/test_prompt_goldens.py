@@ -17,9 +17,8 @@ DIALECTS = {
 
 
 def rows(table: str) -> list[dict[str, Any]]:
-    recorded: list[dict[str, Any]] = cases.facts("preprocessing")["rows"][table]
-    if not recorded:
-        raise ValueError(f"the recording has no rows of {table}")
+    """The recorded rows of one function; a recording may leave a function out."""
+    recorded: list[dict[str, Any]] = cases.facts("preprocessing")["rows"].get(table, [])
     return recorded
 
 

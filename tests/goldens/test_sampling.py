@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ovi_studio.model.sampler import FusedSampler, Guidance, Latents, TextStates, draw_noise
-from ovi_studio.model.transformer import OviTransformer
+from ovi_studio.model.transformer import OviTransformer, OviTransformerOutput
 from tests.goldens import cases
 from tests.goldens.fusion import load_transformer, padded_text
 
@@ -74,7 +74,9 @@ def test_run(transformer: OviTransformer, name: str, batched: bool, cache_text: 
 @torch.no_grad()
 def test_velocities_of_both_passes(transformer: OviTransformer, name: str) -> None:
     seen: list[Any] = []
-    hook = transformer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    hook = transformer.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output) if isinstance(output, OviTransformerOutput) else None
+    )
     sampler = make_sampler(transformer, FACTS["cases"][name], batched=False)
     sampler.step(sampler.begin(noise_of(name)), 0)
     hook.remove()

@@ -50,10 +50,11 @@ def test_output_types_agree(nano: OviPipeline) -> None:
     assert latents.frames.shape == (1, 16, 13, 6, 6)
     assert latents.audio.shape == (1, 64, 8)
     assert arrays.frames.shape == (49, 96, 96, 3)
-    assert arrays.frames.dtype == np.uint8
-    truncated = ((tensors.frames.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1)
-    np.testing.assert_array_equal(arrays.frames, truncated.numpy())
-    np.testing.assert_array_equal(np.asarray(pictures[5]), arrays.frames[5])
+    assert arrays.frames.dtype == np.float32
+    assert arrays.frames.min() >= 0
+    assert arrays.frames.max() <= 1
+    np.testing.assert_array_equal(arrays.frames, tensors.frames.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(np.asarray(pictures[5]) / 255, arrays.frames[5], atol=1.01 / 255)
     np.testing.assert_array_equal(waveform, tensors.audio.numpy())
 
 
@@ -83,9 +84,12 @@ def test_batched_and_sequential_guidance_agree(nano: OviPipeline, options: dict[
 
 def test_passes_per_step(nano: OviPipeline) -> None:
     batches: list[int] = []
-    hook = nano.transformer.register_forward_pre_hook(
-        lambda _module, args: batches.append(next(x for x in args if x is not None).shape[0])
-    )
+
+    def note(_module: object, args: tuple[torch.Tensor | None, ...]) -> None:
+        latents = [x for x in args[:2] if x is not None]
+        batches.extend(x.shape[0] for x in latents[:1])  # none where only the text is projected
+
+    hook = nano.transformer.register_forward_pre_hook(note)
     counts = {}
     for name, options in {
         "batched": {},
@@ -112,6 +116,23 @@ def test_first_frame_is_kept_in_the_latents(nano: OviPipeline) -> None:
     video, _ = latents_of(nano, image=image)
     torch.testing.assert_close(video[:, :, :1], nano.encode_image(image, 96, 96), atol=0, rtol=0)
     assert not torch.equal(video, latents_of(nano, image=picture(96, 96, seed=1))[0])
+
+
+def test_a_turned_photograph_is_seen_upright(nano: OviPipeline) -> None:
+    image = picture(50, 200)
+    image.getexif()[0x0112] = 6  # turn by a quarter
+    video, _ = latents_of(nano, image=image)
+    assert video.shape[-2] > video.shape[-1]
+    turned = picture(50, 200).transpose(PIL.Image.Transpose.ROTATE_270)
+    torch.testing.assert_close(video, latents_of(nano, image=turned)[0], atol=0, rtol=0)
+
+
+def test_the_random_state_of_the_user_is_left_alone(nano: OviPipeline) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    latents_of(nano, seed=None)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_clip_takes_the_aspect_of_its_first_frame(nano: OviPipeline) -> None:
@@ -175,7 +196,19 @@ def test_vocoder_stays_float32_in_a_bf16_pipeline(nano: OviPipeline, tmp_path: P
         ({"prompt": None}, "needs a prompt"),
         ({"height": 100, "width": 96}, "multiples of 32"),
         ({"height": -32, "width": 96}, "multiples of 32"),
+        ({"height": 96}, "Only one"),
         ({"num_frames": 10}, "4k\\+1"),
+        ({"num_frames": 0}, "4k\\+1"),
+        ({"num_audio_latents": 0}, "no sound"),
+        ({"video_guidance_scale": float("nan")}, "not possible"),
+        ({"audio_guidance_scale": 0.5}, "not possible"),
+        ({"slg_layer": 99}, "no block 99"),
+        ({"slg_layer": -1}, "no block -1"),
+        ({"shift": 0.0}, "shift"),
+        ({"shift": float("inf"), "solver": "euler"}, "shift"),
+        ({"seed": 1.5}, "seed"),
+        ({"image": "a.png"}, "cannot be a str"),
+        ({"image": np.zeros((96, 96), np.uint8)}, "cannot be a ndarray"),
         ({"num_inference_steps": 0}, "at least one step"),
         ({"num_inference_steps": 10_000}, "repeat a timestep"),
         ({"modality": "smell"}, "no modality"),
