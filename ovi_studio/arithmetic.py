@@ -9,9 +9,8 @@ norms, activations and other elementwise work are left out, because memory bound
 Planning, progress and benchmarks take their numbers from here. Nothing here imports torch.
 """
 
-import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from ovi_studio.shapes import AudioVaeShape, TextEncoderShape, TransformerShape, VideoVaeShape, VocoderShape
@@ -51,17 +50,40 @@ class Cost:
     matmul: int = 0
     attention: int = 0
 
+    # Field by field: `dataclasses.astuple` copies deeply, and a plan is a sum of thousands of costs.
+
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*map(operator.add, astuple(self), astuple(other)))
+        return Cost(
+            self.parameters + other.parameters,
+            self.quantizable + other.quantizable,
+            self.rows + other.rows,
+            self.buffers + other.buffers,
+            self.matmul + other.matmul,
+            self.attention + other.attention,
+        )
 
     def __sub__(self, other: "Cost") -> "Cost":
-        return Cost(*map(operator.sub, astuple(self), astuple(other)))
+        return self + -1 * other
 
     def __rmul__(self, count: int) -> "Cost":
-        return Cost(*(count * value for value in astuple(self)))
+        return Cost(
+            count * self.parameters,
+            count * self.quantizable,
+            count * self.rows,
+            count * self.buffers,
+            count * self.matmul,
+            count * self.attention,
+        )
 
     def __floordiv__(self, count: int) -> "Cost":
-        return Cost(*(value // count for value in astuple(self)))
+        return Cost(
+            self.parameters // count,
+            self.quantizable // count,
+            self.rows // count,
+            self.buffers // count,
+            self.matmul // count,
+            self.attention // count,
+        )
 
     @property
     def operations(self) -> int:

@@ -245,6 +245,31 @@ def probe(
     )
 
 
+def memory_of(pid: int, *, nvml: Any = pynvml) -> tuple[int, int]:
+    """Bytes that a process holds on all cards and in host memory; 0 where the system does not tell.
+
+    Args:
+        pid: of the process.
+        nvml: the NVML binding; tests give their own.
+    """
+    try:
+        host = int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:  # it has just ended
+        return 0, 0
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return 0, host
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+        processes = [process for handle in handles for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+        return sum(process.usedGpuMemory or 0 for process in processes if process.pid == pid), host
+    except nvml.NVMLError:
+        return 0, host
+    finally:
+        nvml.nvmlShutdown()
+
+
 def _torch_has_cuda() -> bool:
     """Whether torch's libraries on disk include the CUDA one; its version tells it only for some builds."""
     spec = importlib.util.find_spec("torch")

@@ -9,6 +9,7 @@ Units: bytes. `size` arguments called `width` count bytes of an element: 2 in bf
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Literal, TypeAlias
 
 from ovi_studio import arithmetic
@@ -31,7 +32,6 @@ CUDA_PROCESS_BYTES, CPU_PROCESS_BYTES = 3 * 2**30, 2**30
 HOST_RESERVE_BYTES = 2**30  # left to the system; guessed
 PREFETCHED_BLOCKS = 2  # streaming holds the block that runs and the next one
 ADAPTER_RANK = 64  # of a LoRA nobody has looked into yet; guessed, generous
-LATENT_STATES = 6.5  # derived, float32: latents, two kept outputs, last sample, estimate, velocity, a bf16 copy
 
 
 @dataclass(frozen=True)
@@ -178,18 +178,31 @@ def adapter_bytes(workload: Workload) -> int:
 
 
 def text_activation_bytes(shape: TextEncoderShape, tokens: int, width: int) -> int:
-    """Encoding one prompt: attention scores of all heads, with float32 softmax, beside the widest hidden state.
+    """The widest moment of encoding one prompt, beside the states of those before it.
 
-    Per score: the position bias kept over the layers, the scores, their masked copy, the softmax in float32 and
-    its copy. Per token: three hidden vectors of the gated feed-forward, six of the model's width.
+    Everywhere alive are the word embeddings, the state and the normed state: 3 vectors a token of the model's width.
+    - In attention: the position bias of all heads twice, as looked up and as the kernel wants it; queries, keys,
+      values and the result.
+    - In the feed-forward: four hidden vectors, as GELU (tanh) is computed one operation at a time.
+    - Where distances between tokens are sorted into buckets: six tables of tokens × tokens in int64 and one in
+      float32, beside queries, keys and values.
+    A kernel may pad the bias once more for prompts whose length is no multiple of 16 (33 MB in bf16; not counted).
     """
-    scores = shape.num_heads * tokens**2 * (4 * width + 4)
-    return scores + tokens * width * (3 * shape.d_ff + 6 * shape.d_model)
+    inner = shape.num_heads * shape.d_kv
+    attention = 2 * shape.num_heads * tokens**2 * width + 4 * inner * tokens * width
+    feed_forward = 4 * shape.d_ff * tokens * width
+    buckets = (6 * 8 + 4) * tokens**2 + 3 * inner * tokens * width
+    return 3 * shape.d_model * tokens * width + max(attention, feed_forward, buckets)
 
 
-def text_state_bytes(variant: Variant, width: int) -> int:
-    """Text states while denoising: of three prompts, and a batch of two for each stream."""
-    return 7 * variant.text_len * variant.transformer.text_dim * width
+def unpacked_layer_bytes(shape: TextEncoderShape) -> int:
+    """A quantized text encoder's widest layer in bf16, as it is multiplied."""
+    return 2 * shape.d_ff * shape.d_model
+
+
+def text_state_bytes(variant: Variant, prompts: int, width: int) -> int:
+    """States of encoded prompts."""
+    return prompts * variant.text_len * variant.transformer.text_dim * width
 
 
 def text_cache_bytes(workload: Workload, width: int) -> int:
@@ -202,58 +215,91 @@ def text_cache_bytes(workload: Workload, width: int) -> int:
 
 
 def block_activation_bytes(
-    shape: TransformerShape, video_tokens: int, audio_tokens: int, batch: int, width: int, ffn_chunks: int = 1
+    shape: TransformerShape,
+    tokens: tuple[int, int],
+    batch: int,
+    width: int,
+    ffn_chunks: int = 1,
+    text_tokens: int = 0,
 ) -> int:
     """The widest moment of a fusion block.
 
-    x is one (B, L, D) tensor. While a stream runs alive are: the block's input, the stream after
-    self-attention, the stream after the cross step (3 x), and
-    - in the feed-forward, the normed input and the hidden layer before and after GELU: 4 x + 2 hidden. In n
-      chunks of tokens: 5 x + 2 hidden / n, then 6 x where the chunks are put together;
-    - in the gated add and while rotating queries: two more x, a float32 copy of one of them, two float32 results.
-    The other stream keeps its input and its state: 2 x before, 3 x after its own turn. The audio half also
-    normalizes, projects and rotates the *video* stream, with its own 5 x beside, while the video stream as it
-    was after the cross step is still held.
+    x is a tensor of a stream's tokens × width; f is the same in float32. Alive are
+    - in a stream's feed-forward: its state before the block, its state now, the normed input, and the hidden
+      layer before and after GELU: 3 x + 2 hidden. Of the last of n chunks of tokens: 2 hidden / n, beside the
+      results of the others;
+    - where that is gated and added: both states, the normed input, the result: 4 x; in float32 a copy of the state,
+      the gated result and their sum: 3 f, or 2 f where the state is float32 itself. As much in self-attention,
+      where the key is rotated;
+    - in a cross step, where the keys made of the other stream are rotated. Of the stream that reads: its state
+      before the block and now, the normed input, the query plain and rotated, what it read in the text: 6 x. Of
+      the stream that is read: its state before the block and now, after its own cross step too if that came first;
+      normed, and as keys: 5 x, else 4 x. And 3 f or 2 f of it as above.
+    A stream that waits for the other one's feed-forward holds two states: 2 x.
+
+    Args:
+        shape: of the transformer.
+        tokens: of video and audio; 0 for a stream that does not run.
+        batch: samples.
+        width: bytes of an element.
+        ffn_chunks: parts in which feed-forward layers take the tokens.
+        text_tokens: whose keys and values the cross step makes itself; 0 where they are kept over the run.
     """
 
-    def x(tokens: int) -> int:
-        return batch * tokens * shape.dim * width
+    def x(count: int) -> int:
+        return batch * count * shape.dim * width
 
-    def feed_forward(tokens: int) -> int:
-        hidden = batch * tokens * shape.ffn_dim * width
-        return (
-            4 * x(tokens) + 2 * hidden
-            if ffn_chunks == 1
-            else max(5 * x(tokens) + 2 * hidden // ffn_chunks, 6 * x(tokens))
-        )
+    def f(count: int) -> int:
+        return (2 if width == 4 else 3) * batch * count * shape.dim * 4
 
-    def elementwise(tokens: int) -> int:
-        float32 = batch * tokens * shape.dim * 4
-        copies = 3 if width < 4 else 2  # float32 needs no copy in float32
-        return 5 * x(tokens) + copies * float32
+    def feed_forward(own: int, other: int) -> int:
+        hidden = 2 * batch * own * shape.ffn_dim * width
+        inside = 3 * x(own) + ((ffn_chunks - 1) * x(own) + hidden) // ffn_chunks
+        return max(inside, 4 * x(own) + f(own)) + 2 * x(other)
 
-    video, audio = video_tokens, audio_tokens
-    return max(
-        max(feed_forward(video), elementwise(video)) + 2 * x(audio),
-        max(feed_forward(audio), elementwise(audio)) + 3 * x(video),
-        elementwise(video) + x(video) + 5 * x(audio) if audio else 0,
-    )
+    def cross(reader: int, read: int, states: int) -> int:
+        return 6 * x(reader) + (states + 2) * x(read) + f(read) + 2 * x(text_tokens)
+
+    video, audio = tokens
+    moments = [feed_forward(own, other) for own, other in ((video, audio), (audio, video)) if own]
+    if video and audio:
+        moments += [cross(video, audio, 2), cross(audio, video, 3)]
+    return max(moments)
 
 
-def sampler_bytes(workload: Workload, width: int) -> int:
-    """What lives through all steps: sampler state, rotary tables, text states, the projected timestep."""
+def sampler_bytes(workload: Workload, batch: int, width: int) -> int:
+    """What lives through all steps: sampler state, rotary tables, text states.
+
+    Derived, in latents of float32: those of this step and of the last, two kept outputs, the estimate, and a copy
+    in the transformer's type. Where passes follow one another, the velocity of the first too. The text states of
+    three prompts, and for a batch of two passes a copy of two for each stream.
+    """
     variant, shape = workload.variant, workload.variant.transformer
     video = 0 if workload.modality == "audio" else shape.in_channels * _elements(variant.latent_grid(*workload.size))
-    audio = shape.audio_in_channels * workload.audio_tokens
-    tables = (workload.video_tokens + workload.audio_tokens) * shape.attention_head_dim // 2 * 2 * 4
-    return int((video + audio) * 4 * LATENT_STATES) + tables + text_state_bytes(variant, width)
+    latents = video + shape.audio_in_channels * workload.audio_tokens
+    states = 5 * 4 + (width if width < 4 else 0) + (4 if workload.passes > batch else 0)
+    tables = (workload.video_tokens + workload.audio_tokens) * shape.attention_head_dim * 4
+    return latents * states + tables + text_state_bytes(variant, 3 if batch == 1 else 7, width)
 
 
-def denoise_activation_bytes(workload: Workload, batch: int, width: int, ffn_chunks: int = 1) -> int:
-    """Everything besides weights and text cache that a step of the sampler holds at its widest."""
-    shape = workload.variant.transformer
-    block = block_activation_bytes(shape, workload.video_tokens, workload.audio_tokens, batch, width, ffn_chunks)
-    return block + sampler_bytes(workload, width)
+def denoise_activation_bytes(
+    workload: Workload, batch: int, width: int, text_cache: bool = True, ffn_chunks: int = 1
+) -> int:
+    """Everything besides weights and text cache that a step of the sampler holds at its widest.
+
+    That is in a block as a rule. In very short clips it is while the text is projected for the cache, or
+    in the audio tower's patch layer, with its input and three hidden tensors.
+    """
+    variant, shape = workload.variant, workload.variant.transformer
+    tokens = (workload.video_tokens, workload.audio_tokens)
+    text = batch * variant.text_len * shape.dim * width
+    embedded = sum(1 for count in tokens if count) * text
+    block = block_activation_bytes(shape, tokens, batch, width, ffn_chunks, 0 if text_cache else variant.text_len)
+    patch = batch * width * (sum(tokens) * shape.dim + 3 * tokens[1] * shape.audio_patch_hidden_dim)
+    normed = (2 if width == 4 else 3) * 4 * (text // width)  # where RMS norm is not one kernel
+    projection = embedded + text + normed if text_cache else 0
+    block = max(block, patch) + (0 if text_cache else embedded)
+    return max(block, projection) + sampler_bytes(workload, batch, width)
 
 
 # --- Video VAE --------------------------------------------------------------------------------------------
@@ -317,26 +363,29 @@ def convolution_workspace_bytes(shape: VideoVaeShape, rows: int, columns: int, w
 def decode_bytes(workload: Workload, tiling: VaeTiling, width: int, on_card: bool = False) -> int:
     """Decoding the picture: latents, feature caches, the widest moment, and the frames just made.
 
-    `tiled` decodes all tiles of a latent frame before the next one and so keeps every tile's cache;
-    `tile_by_tile` decodes one tile to its end and keeps its frames in host memory.
+    Whole, the frames of two latent frames are alive: the caller's, and those it has not got yet. `tiled` decodes all
+    tiles of a latent frame before the next one. While the last of the largest is at work alive are every tile's
+    cache, the caller's frames, the tiles that they were made of, and the new tiles so far. `tile_by_tile` decodes one
+    tile to its end: its cache, and no frames, as they wait in host memory.
     """
     variant, vae = workload.variant, workload.variant.video_vae
     frames, rows, columns = variant.latent_grid(*workload.size)
     latents = vae.z_dim * frames * rows * columns * (4 + width)
-    made = 2 * 3 * variant.temporal_factor * workload.size.area * width  # one chunk with the caller, one at work
+    latent_frame = 3 * variant.temporal_factor * variant.spatial_factor**2 * width  # bytes made of one latent
     if tiling == "none":
-        cache = feature_cache_bytes(vae, rows, columns, width)
-        workspace = convolution_workspace_bytes(vae, rows, columns, width) if on_card else 0
-        return latents + made + cache + decoder_activation_bytes(vae, rows, columns, width) + workspace
-    tile_rows, tile_columns = tile_spans(variant, rows), tile_spans(variant, columns)
-    widest = (max(tile_rows), max(tile_columns))
-    if tiling == "tiled":
-        cache = sum(feature_cache_bytes(vae, r, c, width) for r in tile_rows for c in tile_columns)
+        largest = (rows, columns)
+        held = feature_cache_bytes(vae, rows, columns, width) + 2 * latent_frame * rows * columns
     else:
-        cache = feature_cache_bytes(vae, *widest, width)
-    workspace = convolution_workspace_bytes(vae, *widest, width) if on_card else 0
-    active = decoder_activation_bytes(vae, *widest, width) + workspace
-    return latents + 2 * made + cache + active  # frames twice: as tiles, and joined
+        tiles = list(product(tile_spans(variant, rows), tile_spans(variant, columns)))
+        largest = max(tiles)
+        held = feature_cache_bytes(vae, *largest, width)
+    if tiling == "tiled":
+        areas = [height * breadth for height, breadth in tiles]
+        so_far = sum(areas[: len(tiles) - 1 - tiles[::-1].index(largest)])
+        held = sum(feature_cache_bytes(vae, *tile, width) for tile in tiles)
+        held += latent_frame * (rows * columns + sum(areas) + so_far)
+    workspace = convolution_workspace_bytes(vae, *largest, width) if on_card else 0
+    return latents + held + decoder_activation_bytes(vae, *largest, width) + workspace
 
 
 def decode_host_bytes(workload: Workload, tiling: VaeTiling) -> int:
@@ -356,9 +405,9 @@ TILE_PIXELS, TILE_STRIDE_PIXELS = 256, 192  # defaults of diffusers' Autoencoder
 
 
 def tile_spans(variant: Variant, latents: int) -> list[int]:
-    """Lengths of the tiles along a side of `latents`; a single one where the side is no longer than a tile."""
+    """Lengths of the tiles along a side of `latents` of a picture that is tiled at all."""
     tile, stride = TILE_PIXELS // variant.spatial_factor, TILE_STRIDE_PIXELS // variant.spatial_factor
-    return [latents] if latents <= tile else [min(tile, latents - start) for start in range(0, latents, stride)]
+    return [min(tile, latents - start) for start in range(0, latents, stride)]
 
 
 def tile_overlap(variant: Variant, rows: int, columns: int) -> float:
@@ -370,31 +419,49 @@ def can_tile(workload: Workload) -> bool:
     """Whether the picture is larger than a tile."""
     if workload.modality == "audio":
         return False
-    _, rows, columns = workload.variant.latent_grid(*workload.size)
-    return len(tile_spans(workload.variant, rows)) * len(tile_spans(workload.variant, columns)) > 1
+    return max(workload.size) > TILE_PIXELS
 
 
 def image_encode_bytes(workload: Workload, width: int) -> int:
-    """Encoding the first frame: 13 tensors of the encoder's first level, feature cache included, and the picture.
+    """Encoding the first frame: the last convolution of the encoder's first level.
 
-    Measured on a trace (12.1 at full size, 13.6 at nano's); a moment far below the other stages' peaks.
+    Tensors of the level's channels and of its resolution, a patch a pixel: the level's input and its copy, the last
+    residual block's input (the level's own, where there is one block), what enters the convolution, the result, and
+    a frame that each convolution remembers; and what enters with two frames before it and padded by a pixel around.
+    The picture itself: in float32, in the VAE's type, in patches, and remembered.
     """
-    vae, area = workload.variant.video_vae, workload.size.area
-    return 14 * vae.base_dim * (area // vae.patch_size**2) * width + 2 * 3 * area * 4
+    vae, size = workload.variant.video_vae, workload.size
+    rows, columns = size.height // vae.patch_size, size.width // vae.patch_size
+    blocks = vae.num_res_blocks
+    plain = (5 if blocks > 1 else 4) + 2 * blocks
+    picture = 3 * size.area * (4 + (3 if width < 4 else 2) * width)
+    return vae.base_dim * width * (plain * rows * columns + 3 * (rows + 2) * (columns + 2)) + picture
+
+
+def preview_bytes(variant: Variant, width: int) -> int:
+    """Encoding the nine frames of 256×256 that previews are fitted on, once, while a model is loaded.
+
+    Measured on a trace: 49.5 tensors of the encoder's first level at full size in bf16, 0.26 GB.
+    """
+    vae = variant.video_vae
+    return 50 * vae.base_dim * (256 // vae.patch_size) ** 2 * width
 
 
 # --- Sound ------------------------------------------------------------------------------------------------
 
 
 def vocoder_bytes(workload: Workload) -> int:
-    """The vocoder in float32: ten tensors of its last level, which is as large as those before it.
+    """The vocoder in float32: an activation in its last levels, which are all of one size.
 
-    Measured on a trace; the audio VAE needs less than half of it.
+    Tensors of channels × samples: the level's input, the sum of its blocks so far, the state of the block that runs,
+    the activation's input; and three upsampled to twice the samples: itself, times a factor, and the sine of that.
+    The audio VAE, before it, needs less than half of this.
     """
     if workload.modality == "video":
         return 0
-    channels = workload.variant.vocoder.upsample_initial_channel // 2 ** len(workload.variant.vocoder.upsample_rates)
-    return 10 * 4 * channels * workload.variant.num_samples
+    shape = workload.variant.vocoder
+    channels = shape.upsample_initial_channel // 2 ** len(shape.upsample_rates)
+    return (4 + 3 * 2) * 4 * channels * workload.variant.num_samples
 
 
 # --- The image model ---------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ovi_studio.runtime.memory import Precision, VaeTiling, Workload
 
 PROMPTS = 3  # the prompt and both negative ones, encoded one after the other
 DECODERS: tuple[Component, ...] = ("video_vae", "audio_vae", "vocoder")
-FFN_CHUNKS = 4  # more would not help: from three on, other moments of a block are wider
+FFN_CHUNKS = 2  # more would not help: with two, other moments of a block are wider
 EDGE_BLOCKS = memory.PREFETCHED_BLOCKS  # if all but these stayed, streaming would hold everything
 
 Option = TypeVar("Option", bool, VaeTiling)
@@ -135,14 +135,19 @@ class Stages:
     # 1. Load
 
     def _load(self, skeleton: Skeleton, resident: int, host: int) -> Choice:
-        """Weights come block by block; quantizing takes one block in 16 bits more, on the card.
+        """Weights come block by block; quantizing takes one block in 16 bits more, on the card; then the preview.
 
         All files are read once, also those whose weights go back to disk: they are checked, and cut into blocks.
         """
         files = sum(self._file_bytes(name) for name in self.workload.components)
         block = memory.transformer_blocks(self.workload.variant, "bf16").block
         quantizing = block if skeleton.transformer.precision not in ("float32", "bf16") else 0
-        return Choice(resident + quantizing, host + block, self.machine.rates.disk_seconds(files))
+        preview = 0
+        if self.workload.modality != "audio":
+            vae = skeleton.part("video_vae", bool(self.machine.card))
+            preview = self._bytes("video_vae", vae.precision) if vae.placement == "staged" else 0
+            preview += memory.preview_bytes(self.workload.variant, memory.element_bytes(vae.precision))
+        return Choice(resident + max(quantizing, preview), host + block, self.machine.rates.disk_seconds(files))
 
     # 2. Encode text
 
@@ -150,7 +155,8 @@ class Stages:
         variant, machine = self.workload.variant, self.machine
         width = memory.element_bytes(part.precision)
         held = memory.text_activation_bytes(variant.text_encoder, variant.text_len, width)
-        held += memory.text_state_bytes(variant, width)
+        held += memory.text_state_bytes(variant, PROMPTS - 1, width)
+        held += memory.unpacked_layer_bytes(variant.text_encoder) if part.precision in ("int8", "nf4") else 0
         seconds = PROMPTS * machine.rates.product_seconds(self._text_cost.operations, part.precision)
         seconds += self._fetch_seconds("text_encoder", part)
         if part.placement == "staged":
@@ -174,6 +180,8 @@ class Stages:
         part = skeleton.part("video_vae", bool(self.machine.card))
         vae = self._bytes("video_vae", part.precision) if part.placement == "staged" else 0
         encode = vae + memory.image_encode_bytes(self.workload, memory.element_bytes(part.precision))
+        width = memory.element_bytes(skeleton.text_encoder.precision)
+        resident += memory.text_state_bytes(self.workload.variant, PROMPTS, width)
         seconds = self.machine.rates.convolution_seconds(self._work["encode_image"])
         seconds += self._fetch_seconds("video_vae", part)
         if self.workload.first_frame == "image":
@@ -230,7 +238,7 @@ class Stages:
         batch = load.passes if settings.batched else 1
         held = resident + memory.adapter_bytes(load)
         held += memory.text_cache_bytes(load, width) if settings.text_cache else 0
-        active = memory.denoise_activation_bytes(load, batch, width, settings.ffn_chunks)
+        active = memory.denoise_activation_bytes(load, batch, width, settings.text_cache, settings.ffn_chunks)
         moved = 0
         if part.placement == "staged":
             held += self._bytes("transformer", part.precision)
@@ -240,7 +248,7 @@ class Stages:
             if settings.outside_resident:
                 held += blocks.outside
             else:
-                active = max(active, blocks.outside + memory.sampler_bytes(load, width))
+                active = max(active, blocks.outside + memory.sampler_bytes(load, batch, width))
             room = self.machine.gpu_limit("denoise") - held - active
             most = blocks.count - EDGE_BLOCKS if self.objective == "seconds" else 0
             kept = min(max(room // blocks.block, 0), most)

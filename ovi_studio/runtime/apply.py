@@ -1,0 +1,326 @@
+"""Puts an `ExecutionPlan` on an `OviPipeline` from outside, and takes it off again.
+
+    with AppliedPlan(pipeline, plan, folder) as placed:
+        with placed.stage("encode text"):
+            text = pipeline.encode_prompts(...)
+        with placed.stage("first frame"):
+            first_frame = pipeline.encode_image(...)
+        with placed.stage("denoise"):
+            ...  # FusedSampler(..., Guidance(batched=plan.guidance == "batched"), cache_text=plan.text_cache)
+        with placed.stage("decode"):
+            waveform = pipeline.decode_audio(...)
+            for frames in placed.decode_video(latents): ...
+
+A stage brings the weights that it needs and sends away those that take turns; it is named as in `events.Stage`, and
+stages do not overlap. "load" and "mux" need nothing. Work belongs inside of its stage: outside of it a component that
+does not stay on the device is in host memory or mapped from a file.
+
+When the plan is taken off, every weight is on the CPU and, where the plan changed no precision, bit by bit what it
+was. Narrowed weights stay narrowed: `must_reload` says whether another plan can still be put on. `close(discard=True)`
+is for a pipeline that is not used any more: what is on the card is let go and not copied home.
+
+Adapters are put on the transformer before the plan. Text cache and guidance are the sampler's arguments; of a
+generated first frame only the encoding is here; several cards are not.
+"""
+
+import contextlib
+import functools
+import inspect
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast
+
+import torch
+from accelerate.hooks import ModelHook
+from diffusers.hooks import FirstBlockCacheConfig
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch import Tensor, nn
+
+from ovi_studio.errors import EngineError
+from ovi_studio.events import Stage
+from ovi_studio.model.pipeline import OviPipeline
+from ovi_studio.model.transformer import FusionBlock, OviTransformer
+from ovi_studio.model.video_vae import decode_frames
+from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, ExecutionPlan
+from ovi_studio.runtime.homes import HomeStore
+from ovi_studio.runtime.quantize import can_become, set_precision
+from ovi_studio.runtime.streaming import ForwardWraps, Placed, Resident, Staged, StagedWhole, Streamed
+
+_NEEDED: Mapping[Stage, tuple[ComponentName, ...]] = {
+    "load": (),
+    "encode text": ("text_encoder",),
+    "first frame": ("video_vae",),
+    "denoise": ("transformer",),
+    "decode": ("video_vae", "audio_vae", "vocoder"),
+    "mux": (),
+}
+# Change of the first block's output, relative, under which a step reuses the others'. The library's default,
+# not measured on this model.
+_FIRST_BLOCK_THRESHOLD = 0.05
+
+
+def must_reload(pipeline: OviPipeline, plan: ExecutionPlan) -> bool:
+    """Whether the plan needs bits that an earlier one took from the weights: then they have to be loaded anew."""
+    return not all(can_become(module, planned.precision) for _, module, planned in _planned_components(pipeline, plan))
+
+
+class AppliedPlan:
+    """A plan on a pipeline, from construction to `close`. One at a time.
+
+    Args:
+        pipeline: with its weights on the CPU (components that stay on the card may be there already).
+        plan: for the same variant.
+        folder: existing, on the disk that weights are streamed from; files in it last as long as the plan.
+
+    Raises:
+        EngineError: the pipeline must be reloaded, a package is missing, or the plan is for several cards or for
+            another variant. The pipeline is then as after `close`.
+        OutOfMemoryError: host memory cannot be pinned.
+    """
+
+    def __init__(self, pipeline: OviPipeline, plan: ExecutionPlan, folder: Path) -> None:
+        _check(pipeline, plan)
+        self.pipeline = pipeline
+        self.plan = plan
+        self._device = torch.device(plan.device)
+        self._placed: dict[ComponentName, Placed] = {}
+        self._discard = False
+        self._undo = contextlib.ExitStack()
+        with contextlib.ExitStack() as undo:  # takes off what was put on, if anything fails
+            self._put_on(undo, folder)
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> "AppliedPlan":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self, discard: bool = False) -> None:
+        """Takes the plan off; a second call does nothing.
+
+        Args:
+            discard: leave the components that are on the card without weights. The pipeline is of no use then.
+        """
+        self._discard = discard
+        self._undo.close()
+        self._placed = {}
+        self._free()
+
+    @contextlib.contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        """While this lasts, what the stage needs is on the device."""
+        with contextlib.ExitStack() as leaving:
+            leaving.callback(self._free)
+            for component in _NEEDED[name]:
+                if component in self._placed:
+                    leaving.callback(self._placed[component].leave)
+                    self._placed[component].enter()
+            if name == "decode" and self.plan.vae_tiling != "none":
+                self.pipeline.video_vae.enable_tiling()  # not before: it would tile the first frame's encoding too
+                leaving.callback(self.pipeline.video_vae.disable_tiling)
+            if name == "denoise" and self.plan.step_cache != "none":
+                leaving.callback(self.pipeline.transformer._reset_stateful_cache)
+            yield
+
+    @torch.no_grad()
+    def decode_video(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
+        """`OviPipeline.decode_video`, with the tiles in the plan's order."""
+        tile_by_tile = self.plan.vae_tiling == "tile_by_tile"
+        for frames_BCFHW in decode_frames(self.pipeline.video_vae, latents_BCFHW, tile_by_tile):
+            yield frames_BCFHW[0].transpose(0, 1)
+
+    def _put_on(self, undo: contextlib.ExitStack, folder: Path) -> None:
+        """Everything, from the innermost out: weights, compiled blocks, streaming, step cache."""
+        transformer = self.pipeline.transformer
+        # 1. Precisions
+        components = list(_planned_components(self.pipeline, self.plan))
+        for _, module, planned in components:
+            keep_on = self._device if planned.placement == "resident" else torch.device("cpu")
+            set_precision(module, _blocks(module), planned.precision, self._device, keep_on)
+
+        # 2. The transformer's own settings
+        wraps = ForwardWraps()
+        undo.callback(wraps.remove)
+        if self.plan.ffn_chunks > 1:
+            undo.enter_context(_feed_forward_in_parts(transformer, self.plan.ffn_chunks))
+        if self.plan.compile:
+            _compile_blocks(transformer, wraps)
+        if self.plan.attention_backend != "native":
+            undo.enter_context(_attention_backend(transformer, self.plan.attention_backend))
+
+        # 3. Placements
+        for name, module, planned in components:
+            self._placed[name] = self._place(name, module, planned, undo, folder)
+            hook = ModelHook()  # diffusers asks it where the pipeline is run
+            hook.execution_device = self._device
+            module._hf_hook = hook
+            undo.callback(delattr, module, "_hf_hook")
+
+        # 4. Step cache, outermost: a block that it leaves out is not streamed either
+        if self.plan.step_cache == "first_block":
+            undo.enter_context(_first_block_cache(transformer))
+
+    def _place(
+        self, name: ComponentName, module: nn.Module, planned: ComponentPlan, undo: contextlib.ExitStack, folder: Path
+    ) -> Placed:
+        if planned.home == "disk":
+            temporary = tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder, ignore_cleanup_errors=True)
+            folder = Path(undo.enter_context(temporary))
+        pin = planned.placement == "streamed" and self._device.type == "cuda"
+        store = HomeStore(planned.home, pin=pin, folder=folder, name=name)
+        undo.callback(store.close)
+        if planned.placement == "resident":
+            placed: Placed = Resident(module, self._device)
+        elif planned.placement == "staged" and planned.precision == "nf4":
+            placed = StagedWhole(module, self._device)
+        elif planned.placement == "staged":
+            placed = Staged(module, self._device, store)
+        else:
+            blocks = _blocks(module)
+            placed = Streamed(module, blocks, planned.resident_blocks, planned.outside_resident, self._device, store)
+        undo.callback(lambda: placed.remove(self._discard))
+        return placed
+
+    def _free(self) -> None:
+        """Memory that the caching allocator holds in pieces of one stage's sizes is of no use to the next."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _check(pipeline: OviPipeline, plan: ExecutionPlan) -> None:
+    if pipeline.variant.name != plan.variant:
+        raise EngineError(
+            f"The plan is for {plan.variant} and the pipeline is {pipeline.variant.name}.", "Plan the run anew."
+        )
+    if plan.parallel.gpus != 1:
+        raise EngineError(f"The plan is for {plan.parallel.gpus} cards.", "Plan for one.")
+
+
+def _planned_components(
+    pipeline: OviPipeline, plan: ExecutionPlan
+) -> Iterator[tuple[ComponentName, nn.Module, ComponentPlan]]:
+    """The pipeline's components that the plan knows."""
+    for name, planned in plan.components.items():
+        if isinstance(module := pipeline.components.get(name), nn.Module):
+            yield name, module, planned
+
+
+def _blocks(component: nn.Module) -> Sequence[nn.Module]:
+    """What repeats in a transformer or text encoder; of other components nothing does."""
+    if isinstance(component, OviTransformer):
+        return list(component.blocks)
+    encoder = getattr(component, "encoder", None)
+    return list(getattr(encoder, "block", ()))
+
+
+# --- Settings of the transformer --------------------------------------------------------------------------
+
+
+class _InParts(nn.Sequential):
+    """A feed-forward layer that takes its tokens (B, L, D) in parts."""
+
+    parts: int
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        whole = super().forward
+        return torch.cat([whole(part) for part in x_BLD.chunk(self.parts, dim=1)], dim=1)
+
+
+@contextlib.contextmanager
+def _feed_forward_in_parts(transformer: OviTransformer, count: int) -> Iterator[None]:
+    """Feed-forward layers take the tokens in `count` parts.
+
+    They change their class and nothing else: no weight gets another name, and compiled code, which is bound to the
+    functions that it was made from, still serves all blocks.
+    """
+    blocks = cast("Iterable[FusionBlock]", transformer.blocks)
+    layers = [half.ffn for block in blocks for half in (block.video, block.audio)]
+    for layer in layers:
+        layer.__class__ = _InParts
+        layer.parts = count  # type: ignore[assignment]  # a Sequential's attributes are taken for modules
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__class__ = nn.Sequential
+            del layer.parts
+
+
+def _compile_blocks(transformer: OviTransformer, wraps: ForwardWraps) -> None:
+    """Regional compilation: all blocks share what is compiled for the first.
+
+    diffusers' `compile_repeated_blocks` compiles a block with the hooks around it, which are not for a compiler: they
+    copy weights, look at events, and may leave the block out. So the `forward` inside of them is compiled.
+    """
+    for block in transformer.blocks:
+        wraps.replace(block, torch.compile(block.forward))
+
+
+@contextlib.contextmanager
+def _attention_backend(transformer: OviTransformer, name: str) -> Iterator[None]:
+    """Attention kernels of this transformer. The process's default, which diffusers sets too, is put back at once."""
+    before, _ = _AttentionBackendRegistry.get_active_backend()
+    transformer.set_attention_backend(name)
+    _AttentionBackendRegistry.set_active_backend(before)
+    try:
+        yield
+    finally:
+        transformer.reset_attention_backend()
+
+
+class _TwoStreams(TransformerBlockMetadata):
+    """Tells diffusers' cache hooks that the second stream of a block is the audio."""
+
+    def _get_parameter_from_args_kwargs(
+        self, identifier: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        ours = "audio_hidden_states" if identifier == "encoder_hidden_states" else identifier
+        return super()._get_parameter_from_args_kwargs(ours, args, kwargs)
+
+
+@contextlib.contextmanager
+def _first_block_cache(transformer: OviTransformer) -> Iterator[None]:
+    """Steps whose first block changes little reuse the other blocks' work (diffusers' FirstBlockCache).
+
+    It compares the video stream and serves both. Passes of one stream alone, which the library cannot cache, and
+    projections of text go past it. Each guidance pass has its own memory, told apart by its text.
+    """
+    TransformerBlockRegistry.register(
+        FusionBlock, _TwoStreams(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
+    )
+    wraps = ForwardWraps()
+
+    names = tuple(inspect.signature(OviTransformer.forward).parameters)[1:]
+
+    def named(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names, args, strict=False)) | kwargs
+        text = given.get("text_key_values")
+        text = given.get("encoder_hidden_states") if text is None else text
+        with transformer.cache_context(str(id(text))):
+            return forward(*args, **kwargs)
+
+    def past(
+        uncached: Callable[..., Any], cached: Callable[..., Any], *args: Any, only_text: bool = False, **kwargs: Any
+    ) -> Any:
+        if only_text or args[0] is None or args[1] is None:
+            return uncached(*args, only_text=only_text, **kwargs)
+        return cached(*args, **kwargs)
+
+    plain = [block.forward for block in transformer.blocks]
+    for block, uncached in zip(transformer.blocks, plain, strict=True):
+        wraps.replace(block, uncached)  # the library leaves its own behind
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=_FIRST_BLOCK_THRESHOLD))
+    for block, uncached in zip(transformer.blocks, plain, strict=True):
+        wraps.wrap(block, functools.partial(past, uncached))
+    wraps.wrap(transformer, named)
+    try:
+        yield
+    finally:
+        transformer.disable_cache()
+        wraps.remove()
