@@ -243,7 +243,7 @@ def _lock(store: Store, source: Source, locks: contextlib.ExitStack, cancel: Can
     while True:
         try:
             locks.enter_context(store.locked(source))
-        except TimeoutError:  # noqa: PERF203
+        except TimeoutError:
             if not told:
                 yield WaitingForOther(source.name)
             told = True

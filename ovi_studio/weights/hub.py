@@ -79,7 +79,7 @@ class Hub:
             try:
                 with _explained(source, source.repo, self.endpoint):
                     return self._listing(source, self._model_info(source, revision))
-            except _TransientError as error:  # noqa: PERF203
+            except _TransientError as error:
                 failures += 1
                 self._wait(source.repo, error, failures, watcher, stop)
 

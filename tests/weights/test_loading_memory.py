@@ -1,0 +1,22 @@
+"""Loading takes the model's own memory and hardly more, measured in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from the Linux kernel")
+@pytest.mark.parametrize("stored", ["bfloat16", "float32", "float8", "pickle"])
+def test_the_peak_is_at_most_the_model_and_a_tenth(stored, tmp_path):
+    command = [sys.executable, "benchmarks/loading.py", "--gigabytes", "0.9", "--stored", stored, "--folder", tmp_path]
+    answer = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+    measured = json.loads(answer.splitlines()[-1])
+    assert measured["model_bytes"] > 5e8
+    assert measured["peak_bytes"] <= 1.1 * measured["model_bytes"]
+    assert not list(tmp_path.iterdir())
