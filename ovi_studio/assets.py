@@ -1,4 +1,4 @@
-"""Where the package's data files are: `assets/`, inside the wheel or beside the source."""
+"""Where the package's data files are: `assets/` and `presets/`, inside the wheel or beside the source."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ _PACKAGE = Path(__file__).parent
 
 
 def data_path(*parts: str) -> Path:
-    """The data file or folder `assets/…`.
+    """The data file or folder `assets/…` or `presets/…`.
 
     Raises:
         OviStudioError: it is not there, so the installation is incomplete.
     """
-    for root in (_PACKAGE, _PACKAGE.parent):
+    for root in (_PACKAGE, _PACKAGE / "data", _PACKAGE.parent):
         path = root.joinpath(*parts)
         if path.exists():
             return path

@@ -56,6 +56,12 @@ class EngineError(OviStudioError):
     """The engine stopped in the middle of a run."""
 
 
+class StoreError(OviStudioError):
+    """The library's database cannot be opened, read or written."""
+
+    exit_code = 2
+
+
 class CancelledError(OviStudioError):
     """The user stopped the run. Carries no fault; doors report it as "cancelled"."""
 

@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,7 +55,7 @@ def check_writable(path: str | Path) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     if free < _MIN_FREE_BYTES:
-        raise _no_room(path)
+        raise no_room(path)
 
 
 @contextlib.contextmanager
@@ -68,13 +68,14 @@ def writing_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-            raise _no_room(path) from error
+            raise no_room(path) from error
         raise MediaError(
             f"{path} cannot be written: {error.strerror or error}.", "Choose another file name or folder."
         ) from error
 
 
-def _no_room(path: Path) -> MediaError:
+def no_room(path: Path) -> MediaError:
+    """The error that tells so."""
     return MediaError(f"The disk that should hold {path} is full.", "Free some space, or write to another disk.")
 
 
@@ -103,7 +104,7 @@ def _create(file: Path) -> None:
     os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Let the new name survive a power cut, where the system can."""
     if os.name != "posix":
         return

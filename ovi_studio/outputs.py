@@ -101,13 +101,16 @@ def take_name(temporary: Path, output: Path, *, force: bool) -> Path:
             return output
         numbers = itertools.count(2)
         path = output
-        while not _claim(temporary, path):
+        while not claim_name(temporary, path):
             path = output.with_name(f"{output.stem}-{next(numbers)}{output.suffix}")
     return path
 
 
-def _claim(temporary: Path, path: Path) -> bool:
-    """Rename, but not over another file: unlike a rename, a link fails where there is one."""
+def claim_name(temporary: Path, path: Path) -> bool:
+    """Rename unless there is a file at `path`, and tell whether it was done.
+
+    Unlike a rename, a link fails where there is one. The old name may stay too: it belongs to a passing folder.
+    """
     try:
         path.hardlink_to(temporary)
     except FileExistsError:
