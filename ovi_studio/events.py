@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
@@ -36,10 +36,31 @@ class FinishedClip(Protocol):
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a stage really took; the plan holds what was predicted.
+
+    Args:
+        gpu_bytes: peak of tensors on the card; 0 on a CPU.
+        host_bytes: peak of the process in host memory.
+        seconds: from its start to the next stage's.
+    """
+
+    gpu_bytes: int
+    host_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Planned:
-    """How the run will use the machine, told before anything is loaded."""
+    """How the run will use the machine, told before anything is loaded, and again when it must be changed.
+
+    Args:
+        plan: the plan that is followed from here on.
+        note: why it replaces the one before; empty for the first.
+    """
 
     plan: Plan
+    note: str = ""
     name: ClassVar[str] = "planned"
 
 
@@ -71,10 +92,26 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """The clip is whole, under a temporary name."""
+    """The clip is whole, under a temporary name.
+
+    Args:
+        clip: where it lies.
+        measured: what every stage took; empty where nobody measures.
+    """
 
     clip: FinishedClip
+    measured: Mapping[Stage, Measured] = field(default_factory=dict)
     name: ClassVar[str] = "finished"
+
+    @property
+    def peak_gpu_bytes(self) -> int | None:
+        """Of the stage that took most on the card; None where nobody measures."""
+        return max((took.gpu_bytes for took in self.measured.values()), default=None)
+
+    @property
+    def peak_host_bytes(self) -> int | None:
+        """The same of host memory."""
+        return max((took.host_bytes for took in self.measured.values()), default=None)
 
 
 @dataclass(frozen=True)
@@ -106,15 +143,15 @@ def to_json(event: Event) -> dict[str, Any]:
     """`event` as one line's worth of JSON data; of a preview only its size is told."""
     data: dict[str, Any] = {"event": event.name}
     match event:
-        case Planned(plan):
-            data["plan"] = plan.to_json()
+        case Planned(plan, note):
+            data |= {"plan": plan.to_json()} | ({"note": note} if note else {})
         case StageStarted(stage):
             data["stage"] = stage
         case StepDone(step, steps, seconds_left, preview):
             data |= {"step": step, "steps": steps, "seconds_left": seconds_left}
             data["preview_bytes"] = len(preview) if preview is not None else None
-        case Finished(clip):
-            data["path"] = str(clip.path)
+        case Finished(clip, measured):
+            data |= {"path": str(clip.path), "measured": {stage: asdict(took) for stage, took in measured.items()}}
         case Failed(problem, remedy, exit_code):
             data |= {"problem": problem, "remedy": remedy, "exit_code": exit_code}
         case Cancelled():
@@ -127,6 +164,7 @@ class CancelToken:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._early = threading.Event()
 
     def cancel(self) -> None:
         """Ask the run to stop. It cannot be taken back."""
@@ -136,6 +174,15 @@ class CancelToken:
     def cancelled(self) -> bool:
         """Whether `cancel` has been called."""
         return self._event.is_set()
+
+    def finish_early(self) -> None:
+        """Ask the run to end its denoising after this step, and to make the clip of what there is."""
+        self._early.set()
+
+    @property
+    def finishing_early(self) -> bool:
+        """Whether `finish_early` has been called."""
+        return self._early.is_set()
 
     def raise_if_cancelled(self) -> None:
         """Raise `CancelledError` once `cancel` has been called."""

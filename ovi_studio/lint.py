@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 
 from ovi_studio.errors import PromptError
 from ovi_studio.prompt import CAPTION_OPEN, SPEECH_CLOSE, SPEECH_OPEN, Dialect, caption
@@ -36,7 +36,7 @@ _REWRITING = frozenset(  # their edits write whole spans anew, closing tags incl
 _WORD_CHARACTER = re.compile(r"[^\W_]")
 
 
-class Severity(str, Enum):
+class Severity(StrEnum):
     """How bad a finding is."""
 
     ERROR = "error"  # the prompt does not say what is meant

@@ -13,7 +13,7 @@ the business of `ovi_studio.lint`.
 import html
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 SPEECH_OPEN, SPEECH_CLOSE = "<S>", "<E>"
 CAPTION_OPEN, CAPTION_CLOSE = "<AUDCAP>", "<ENDAUDCAP>"
@@ -23,14 +23,14 @@ _CLOSING = {SPEECH_OPEN: SPEECH_CLOSE, CAPTION_OPEN: CAPTION_CLOSE}
 _OPENING = re.compile(rf"{SPEECH_OPEN}|{CAPTION_OPEN}|(?<![A-Za-z0-9_]){CAPTION_PREFIX}\s*")
 
 
-class Dialect(str, Enum):
+class Dialect(StrEnum):
     """How a checkpoint was taught to read the audio caption."""
 
     AUDCAP = "audcap"
     AUDIO_PREFIX = "audio_prefix"
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     """What a segment of a prompt is."""
 
     TEXT = "text"

@@ -9,13 +9,13 @@ import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from enum import Enum
+from enum import StrEnum
 
 from ovi_studio.prompt import CAPTION_CLOSE, CAPTION_OPEN, CAPTION_PREFIX, SPEECH_CLOSE, SPEECH_OPEN
 from ovi_studio.quotes import unmarked_speech_start
 
 
-class Code(str, Enum):
+class Code(StrEnum):
     """What can be wrong with a prompt."""
 
     EMPTY_PROMPT = "empty-prompt"

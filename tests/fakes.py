@@ -12,6 +12,10 @@ from ovi_studio.errors import OviStudioError
 from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, StageStarted, StepDone
 from ovi_studio.media import Clip, Frame, write_clip
 from ovi_studio.request import GenerationRequest
+from ovi_studio.runtime.execution_plan import ExecutionPlan
+from ovi_studio.runtime.hardware import simulate
+from ovi_studio.runtime.plan import plan
+from ovi_studio.variants import get_variant
 
 FPS = 24
 SAMPLE_RATE = 16_000
@@ -36,6 +40,10 @@ class FakeEngine:
     requests: list[GenerationRequest] = field(default_factory=list)
     closed: bool = False
 
+    def plan(self, request: GenerationRequest) -> ExecutionPlan:
+        machine = simulate("1x80GB@9.0,ram=128")
+        return plan(request.resolved(), get_variant(request.variant), machine)
+
     def generate(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
         self.requests.append(request)
         request = request.resolved()
@@ -47,6 +55,8 @@ class FakeEngine:
                 yield Cancelled()
                 return
             yield StepDone(step, self.steps, float(self.steps - step), preview=b"jpeg")
+            if cancel.finishing_early:
+                break
         if self.error is not None:
             yield Failed.from_error(self.error)
             return

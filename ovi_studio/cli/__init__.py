@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 
 from ovi_studio import __version__
-from ovi_studio.cli import generate, lint
+from ovi_studio.cli import batch, doctor, generate, library, lint, models, plan
 from ovi_studio.cli.console import Parser, say
 from ovi_studio.errors import CancelledError, OviStudioError
 
-COMMANDS = (generate, lint)
+COMMANDS = (generate, batch, plan, lint, library, models, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,21 +5,22 @@ import contextlib
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, get_args
 
-from ovi_studio.cli.console import print_line, read_prompt, say
+from ovi_studio.cli.console import TerminalLine, minutes, print_line, read_prompt, say
 from ovi_studio.cli.lint import findings_of, position_of
+from ovi_studio.cli.plan import add_preferences, preferences_of
 from ovi_studio.errors import CancelledError, EngineError, InvalidRequestError, PromptError
 from ovi_studio.variants import VARIANTS, Modality, Solver, get_variant, parse_size
 
 if TYPE_CHECKING:
-    from ovi_studio.engine.engine import Engine
+    from ovi_studio.engine import Engine
     from ovi_studio.events import CancelToken, Event
     from ovi_studio.request import GenerationRequest
+    from ovi_studio.runtime.execution_plan import Preferences
 
 
 def add_parser(commands: Any) -> None:
@@ -50,6 +51,7 @@ def add_parser(commands: Any) -> None:
     add("--video-negative-prompt", metavar="TEXT", help="what not to see")
     add("--audio-negative-prompt", metavar="TEXT", help="what not to hear")
     add("--from", dest="source", metavar="CLIP", help="make this clip again; other options override its own")
+    add_preferences(parser)
     add("-o", "--output", metavar="FILE", help="the .mp4 to write (default: named after the prompt)")
     add("--force", action="store_true", help="replace a file that exists")
     add("--json", action="store_true", help="print every event as a line of JSON")
@@ -63,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     # 1. what is wanted, and whether it can be
     request = _request(arguments)
     _check_prompt(request)
+    preferences = preferences_of(arguments.preferences)
     # 2. where it goes
     outputs = output_paths(arguments.output, request.prompt, request.takes, force=arguments.force)
     # 3. make each take; a clip gets its name when it is whole
@@ -70,9 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"{request.variant} is untrained: expect noise")
     display = _JsonLines() if arguments.json else _ProgressLine(request.takes)
     with (
-        _stopped_by_signals() as cancel,
+        stopped_by_signals() as cancel,
         folder_beside(outputs[0]) as folder,
-        contextlib.closing(make_engine(folder)) as engine,
+        contextlib.closing(make_engine(folder, preferences)) as engine,
     ):
         for take, (output, each) in enumerate(zip(outputs, request.each_take(), strict=True), start=1):
             cancel.raise_if_cancelled()
@@ -114,8 +117,10 @@ def _remake(source: str, changes: dict[str, Any]) -> "GenerationRequest":
     from ovi_studio.request import GenerationRequest, ImageFrame  # noqa: PLC0415
 
     request = GenerationRequest.from_embedded(read_metadata(source).get("request"))
+    if changes.get("modality") == "audio":
+        changes = {"first_frame": None, **changes}
     frame = request.first_frame
-    if isinstance(frame, ImageFrame):
+    if isinstance(frame, ImageFrame) and changes.get("first_frame", frame) is not None:
         if "first_frame" not in changes:
             raise InvalidRequestError(
                 f"{source} starts from the image {frame.name!r}, which a clip does not carry.",
@@ -126,7 +131,10 @@ def _remake(source: str, changes: dict[str, Any]) -> "GenerationRequest":
     if changes.keys() & {"size", "aspect"}:
         changes = {"size": None, "aspect": None, "snap": True, **changes}
     elif "variant" in changes:
-        changes = {"snap": True, **changes}  # the size was that of another model
+        # The size snaps to the other model's, and what was the old model's default becomes the new one's.
+        defaults = vars(get_variant(request.variant).defaults)
+        unchosen = {name: None for name, value in defaults.items() if getattr(request, name) == value}
+        changes = {"snap": True, **unchosen, **changes}
     return request.replace(**changes)
 
 
@@ -176,7 +184,7 @@ def _run(events: "Iterator[Event]", display: "_JsonLines | _ProgressLine", take:
 
 
 @contextlib.contextmanager
-def _stopped_by_signals() -> "Iterator[CancelToken]":
+def stopped_by_signals() -> "Iterator[CancelToken]":
     """A token that Ctrl-C and SIGTERM cancel. A second one ends the process at once, as the system does."""
     from ovi_studio.events import CancelToken  # noqa: PLC0415
 
@@ -201,13 +209,14 @@ def _stopped_by_signals() -> "Iterator[CancelToken]":
             signal.signal(number, handler)
 
 
-def make_engine(folder: Path) -> "Engine":
+def make_engine(folder: Path, preferences: "Preferences | None" = None) -> "Engine":
     """The engine that the command drives; `folder` is for temporary clips. Tests put their own here."""
-    from platformdirs import user_cache_path  # noqa: PLC0415
-
     from ovi_studio.engine.engine import OviEngine  # noqa: PLC0415
+    from ovi_studio.folders import app_folders  # noqa: PLC0415
+    from ovi_studio.runtime.planner import Planner  # noqa: PLC0415
 
-    return OviEngine(folder, user_cache_path("ovi-studio"))
+    cache = app_folders().cache
+    return OviEngine(folder, cache, Planner(cache, preferences))
 
 
 # --- What is shown ----------------------------------------------------------------------------------------
@@ -238,35 +247,26 @@ class _ProgressLine:
     def __init__(self, takes: int) -> None:
         self._takes = takes
         self._stage = ""
-        self._width = 0  # of what now stands on the terminal's line
-        self._terminal = sys.stderr.isatty()
+        self._line = TerminalLine()
 
     def show(self, event: "Event", take: int) -> None:
         """An event of the run."""
-        from ovi_studio.events import StageStarted, StepDone  # noqa: PLC0415
+        from ovi_studio.events import Planned, StageStarted, StepDone  # noqa: PLC0415
 
         match event:
+            case Planned(_, note) if note:
+                self._line.say(note)
             case StageStarted(stage):
                 self._stage = f"take {take} of {self._takes}: {stage}" if self._takes > 1 else stage
-                self._write(self._stage) if self._terminal else say(self._stage)
-            case StepDone(step, steps, seconds_left) if self._terminal:
+                self._line.write(self._stage) if self._line.on_terminal else say(self._stage)
+            case StepDone(step, steps, seconds_left) if self._line.on_terminal:
                 done = self.BAR * step // steps
-                left = "" if seconds_left is None else f", {_minutes(seconds_left)} left"
-                self._write(f"{self._stage} [{'#' * done:<{self.BAR}}] {step}/{steps}{left}")
+                left = "" if seconds_left is None else f", {minutes(seconds_left)} left"
+                self._line.write(f"{self._stage} [{'#' * done:<{self.BAR}}] {step}/{steps}{left}")
             case _:
-                self._write("")
+                self._line.write("")
 
     def finish(self, path: Path, _take: int) -> None:
         """The clip has its name."""
-        self._write("")
+        self._line.write("")
         print_line(path)
-
-    def _write(self, text: str) -> None:
-        if self._terminal:
-            print(f"\r{text:<{self._width}}\r{text}", end="", file=sys.stderr, flush=True)  # noqa: T201
-            self._width = len(text)
-
-
-def _minutes(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole // 60}:{whole % 60:02d}"

@@ -1,188 +1,291 @@
 """The engine: a request in, events out, and at the end a clip.
 
-    request → load → encode text → first frame → denoise → decode → mux → Finished(clip)
+    request → plan → load → encode text → first frame → denoise → decode → mux → Finished(clip)
 
-`Engine` is what every door drives. `OviEngine` is the one that runs in this process; it composes the stage
-methods of `OviPipeline` and gives the decoded frames straight to the encoder.
+`OviEngine` is the `Engine` that runs in this process. It puts a plan on the pipeline, composes the pipeline's stage
+methods, and gives the decoded frames straight to the encoder.
 """
 
 import contextlib
 import secrets
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import PIL.Image
 import torch
 
-from ovi_studio.arithmetic import stage_work
+from ovi_studio.engine.meter import StageMeter
 from ovi_studio.errors import (
     CancelledError,
     InvalidRequestError,
     OutOfMemoryError,
     OviStudioError,
-    WeightsError,
 )
-from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, Progress, Stage, StageStarted, StepDone
+from ovi_studio.events import (
+    Cancelled,
+    CancelToken,
+    Event,
+    Failed,
+    Finished,
+    Planned,
+    Progress,
+    Stage,
+    StageStarted,
+    StepDone,
+)
+from ovi_studio.folders import app_folders
 from ovi_studio.images import image_digest, read_image
 from ovi_studio.media import ClipEncoder, clip_writer, read_clip
 from ovi_studio.model.pipeline import OviPipeline, frames_to_uint8
 from ovi_studio.model.preview import LatentPreview
 from ovi_studio.model.sampler import FusedSampler, Guidance, TextStates
 from ovi_studio.prompt import Dialect, to_dialect
-from ovi_studio.request import GeneratedFrame, GenerationRequest, ImageFrame
-from ovi_studio.variants import Size, Variant, get_variant
+from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame
+from ovi_studio.runtime.apply import AppliedPlan, must_reload
+from ovi_studio.runtime.execution_plan import ExecutionPlan
+from ovi_studio.runtime.planner import Planner
+from ovi_studio.variants import Variant, get_variant
+from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter
+from ovi_studio.weights.importing import find_adapter, weight_files
+from ovi_studio.weights.load import Destination, load_weights
 from ovi_studio.weights.nano import load_nano
+from ovi_studio.weights.store import Store
 
-_OPERATIONS_PER_SECOND = 5e10  # guessed: two laptop cores in float32. The first steps correct it.
-
-
-class Engine(Protocol):
-    """Anything that turns requests into clips."""
-
-    def generate(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
-        """Makes one clip of one take.
-
-        The last event is `Finished`, `Failed` or `Cancelled`. A finished clip lies under a temporary name and
-        belongs to the caller. Errors that a user can meet become `Failed`; nothing is left behind by a run that
-        did not finish.
-        """
-
-    def close(self) -> None:
-        """Lets go of the model and its memory."""
+# What of a plan is put on the pipeline; the rest is the sampler's, or prediction.
+_ON_PIPELINE = (
+    "variant", "device", "components", "attention_backend", "vae_tiling", "compile", "step_cache", "ffn_chunks",
+    "parallel",
+)  # fmt: skip
+MAX_ATTEMPTS = 4  # plans to try, each smaller than the one before, until memory suffices; guessed
 
 
-def load_pipeline(variant: Variant) -> OviPipeline:
-    """The variant's pipeline with its weights, on the CPU.
+def load_pipeline(variant: Variant, store: Store) -> OviPipeline:
+    """The variant's pipeline with its weights, on the CPU: those of the package, or of the store.
 
     Raises:
-        WeightsError: its weights are not on this machine.
+        WeightsError: its weights are not on this machine, or damaged.
     """
-    if variant.name != "nano":
-        raise WeightsError(
-            f"The weights of {variant.name} cannot be loaded by this version.",
-            "Choose the embedded model: --model nano.",
-        )
-    return load_nano()
+    if variant.fusion_file is None:
+        return load_nano()
+    return load_weights(variant, weight_files(variant, store), Destination())
 
 
 class OviEngine:
-    """The engine in this process. It keeps the last model loaded.
+    """The engine in this process. It keeps the last model loaded, and the plan that was put on it.
 
     Args:
         output_dir: existing folder for clips until their caller takes them.
         cache_dir: folder for what is worth keeping between runs; made when needed.
+        planner: decides how runs use this machine; by default with nothing forced.
+        store: has the weights and the imported adapters; by default the application's.
         load: gives a variant's pipeline.
     """
 
     def __init__(
-        self, output_dir: Path, cache_dir: Path, load: Callable[[Variant], OviPipeline] = load_pipeline
+        self,
+        output_dir: Path,
+        cache_dir: Path,
+        planner: Planner | None = None,
+        store: Store | None = None,
+        load: Callable[[Variant, Store], OviPipeline] = load_pipeline,
     ) -> None:
         self._output_dir = output_dir
         self._cache_dir = cache_dir
+        self._planner = planner or Planner(cache_dir)
+        self._store = store or Store(app_folders().weights)
         self._load = load
         self._pipeline: OviPipeline | None = None
+        self._placed: AppliedPlan | None = None
+        self._adapters: tuple[Adapter, ...] = ()  # those on the pipeline's transformer
+
+    def plan(self, request: GenerationRequest) -> ExecutionPlan:
+        """See `Engine.plan`."""
+        return self._planner.plan(request.resolved(), *self._held_bytes())
 
     def generate(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
         """See `Engine.generate`. Closing the generator abandons the run and leaves nothing behind."""
         try:
-            yield from self._run(request, cancel)
+            yield from self._attempt(request, cancel)
         except CancelledError:
             yield Cancelled()
         except OviStudioError as error:
             yield Failed.from_error(error)
-        except (torch.OutOfMemoryError, MemoryError):
-            self.close()
-            yield Failed.from_error(
-                OutOfMemoryError(
-                    "There was not enough memory for this clip.",
-                    "Choose a smaller size or model, or close other programs.",
-                )
-            )
 
     def close(self) -> None:
         """Lets go of the model and its memory."""
-        self._pipeline = None
+        if self._placed is not None:
+            self._placed.close(discard=True)
+        self._placed = self._pipeline = None
+        self._adapters = ()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _run(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
-        # 0. Settle what is asked for, before anything is loaded
+    def _attempt(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
+        """Runs by the best plan; where memory runs out all the same, by the next smaller, with the same seed."""
         _check_supported(request)
         image = _read_first_frame(request)
+        uses = [
+            AdapterUse(read_adapter(find_adapter(adapter.id, self._store)), adapter.strength, adapter.tower)
+            for adapter in request.adapters
+        ]
+        request, note = _sampled_as_distilled(request, uses)
         request = request.resolved(None if image is None else (image.height, image.width))
+        plan = self._planner.plan(request, *self._held_bytes())
+        for _ in range(MAX_ATTEMPTS):
+            yield Planned(plan, note)
+            with StageMeter(plan.device) as meter:
+                try:
+                    yield from self._run(request, image, uses, plan, meter, cancel)
+                except (torch.OutOfMemoryError, MemoryError):
+                    pass
+                else:
+                    return
+            self.close()
+            plan = self._planner.step_down(plan, meter.stage, request)
+            note = f"Memory ran out in the stage {meter.stage!r}: starting again with a smaller plan and the same seed."
+        raise OutOfMemoryError(
+            f"Memory ran out with each of {MAX_ATTEMPTS} plans.",
+            "Choose a smaller size, choose the quality 'smallest', or close other programs that use the card.",
+        )
+
+    @torch.no_grad()
+    def _run(
+        self,
+        request: GenerationRequest,
+        image: PIL.Image.Image | None,
+        uses: Sequence[AdapterUse],
+        plan: ExecutionPlan,
+        meter: StageMeter,
+        cancel: CancelToken,
+    ) -> Iterator[Event]:
+        """One resolved request by one plan."""
         variant, size = get_variant(request.variant), request.clip_size()
-        progress = Progress(_estimates(request, variant, size))
+        progress = Progress({stage: planned.seconds for stage, planned in plan.stages.items()})
 
         def enter(stage: Stage) -> StageStarted:
             cancel.raise_if_cancelled()
             progress.start_stage(stage)
+            meter.start_stage(stage)
             return StageStarted(stage)
 
         # 1. Load
         yield enter("load")
-        pipeline = self._pipeline_of(variant)
-        preview = None if request.modality == "audio" else LatentPreview.cached(pipeline.video_vae, self._cache_dir)
+        placed = self._place(variant, plan, request.adapters, uses)
+        pipeline = placed.pipeline
+        preview = None
+        if request.modality != "audio":
+            preview = LatentPreview.cached(pipeline.video_vae, self._cache_dir, lambda: placed.stage("first frame"))
 
-        with torch.no_grad(), _cancelling(pipeline, cancel):
+        with _cancelling(pipeline, cancel):
             # 2. Encode text
             yield enter("encode text")
             prompt = to_dialect(request.prompt, Dialect(variant.caption_dialect))
-            text = pipeline.encode_prompts(
-                prompt, request.video_negative_prompt or "", request.audio_negative_prompt or ""
-            )
+            with placed.stage("encode text"):
+                text = pipeline.encode_prompts(
+                    prompt, request.video_negative_prompt or "", request.audio_negative_prompt or ""
+                )
 
             # 3. First frame
             first_frame = None
             if image is not None:
                 yield enter("first frame")
-                first_frame = pipeline.encode_image(image, *size)
+                with placed.stage("first frame"):
+                    first_frame = pipeline.encode_image(image, *size)
 
             # 4. Denoise
             yield enter("denoise")
-            sampler = _sampler_of(request, pipeline, text, first_frame)
-            latents = sampler.begin(pipeline.prepare_noise(*size, modality=request.modality, seed=request.seed))
-            steps = len(sampler.timesteps)
-            for index in range(steps):
-                latents = sampler.step(latents, index)
-                cancel.raise_if_cancelled()
-                progress.finish_step(index + 1, steps)
-                picture = sampler.estimate.video
-                jpeg = preview.jpeg(picture) if preview is not None and picture is not None else None
-                yield StepDone(index + 1, steps, progress.seconds_left, jpeg)
+            made: dict[str, object] = {"request": request.embedded()}
+            with placed.stage("denoise"):
+                sampler = _sampler_of(request, plan, pipeline, text, first_frame)
+                latents = sampler.begin(pipeline.prepare_noise(*size, modality=request.modality, seed=request.seed))
+                steps = len(sampler.timesteps)
+                for index in range(steps):
+                    latents = sampler.step(latents, index)
+                    _wait_for(plan.device)
+                    cancel.raise_if_cancelled()
+                    progress.finish_step(index + 1, steps)
+                    picture = sampler.estimate.video
+                    jpeg = preview.jpeg(picture) if preview is not None and picture is not None else None
+                    yield StepDone(index + 1, steps, progress.seconds_left, jpeg)
+                    if cancel.finishing_early:
+                        latents, made = sampler.estimate, made | {"steps_done": index + 1}
+                        break
+                del sampler  # its text keys and values are not needed any more
 
             # 5. Decode: the sound first, then every frame straight into the file
             yield enter("decode")
             path = self._output_dir / f"{secrets.token_hex(8)}.mp4"
-            with clip_writer(
-                path,
-                size=None if latents.video is None else size,
-                waveform=None if latents.audio is None else pipeline.decode_audio(latents.audio).numpy(),
-                fps=variant.fps,
-                sample_rate=variant.sample_rate,
-                metadata={"request": request.embedded()},
-            ) as encoder:
+            with (
+                placed.stage("decode"),
+                clip_writer(
+                    path,
+                    size=None if latents.video is None else size,
+                    waveform=None if latents.audio is None else pipeline.decode_audio(latents.audio).numpy(),
+                    fps=variant.fps,
+                    sample_rate=variant.sample_rate,
+                    metadata=made,
+                ) as encoder,
+            ):
                 if latents.video is not None:
-                    yield from _decode(pipeline, latents.video, encoder, progress, cancel)
+                    yield from _decode(placed, latents.video, encoder, progress, cancel)
 
                 # 6. Mux: the file becomes whole when the block ends
                 yield enter("mux")
-        yield Finished(read_clip(path))
+        measured = meter.finish()
+        self._planner.learn(plan, {stage: took.seconds for stage, took in measured.items()})
+        yield Finished(read_clip(path), measured)
 
-    def _pipeline_of(self, variant: Variant) -> OviPipeline:
-        if self._pipeline is None or self._pipeline.variant != variant:
+    def _place(
+        self, variant: Variant, plan: ExecutionPlan, adapters: tuple[Adapter, ...], uses: Sequence[AdapterUse]
+    ) -> AppliedPlan:
+        """The variant's pipeline with adapters and plan put on; all is kept as long as it serves."""
+        if self._placed is not None and _same_on_pipeline(self._placed.plan, plan) and adapters == self._adapters:
+            return self._placed
+        narrowed = plan.components["transformer"].precision not in ("float32", "bf16")
+        if self._placed is not None:
+            narrowed |= self._placed.plan.components["transformer"].precision not in ("float32", "bf16")
+            self._placed.close()
+            self._placed = None
+        if (
+            self._pipeline is None
+            or self._pipeline.variant != variant
+            or must_reload(self._pipeline, plan)
+            or (narrowed and adapters != self._adapters)  # they were merged into the weights
+        ):
             self.close()
-            self._pipeline = self._load(variant)
+            self._pipeline = self._load(variant, self._store)
             self._pipeline.set_progress_bar_config(disable=True)
-        return self._pipeline
+        if adapters != self._adapters:
+            put_on(self._pipeline.transformer, uses, fuse=narrowed)  # narrowed weights cannot carry them live
+            self._adapters = adapters
+        self._cache_dir.mkdir(parents=True, exist_ok=True)
+        self._placed = AppliedPlan(self._pipeline, plan, self._cache_dir)
+        return self._placed
+
+    def _held_bytes(self) -> tuple[int, int]:
+        """What this engine holds and would give back for another run, on the card and in host memory."""
+        on_card = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
+        modules = [] if self._pipeline is None else self._pipeline.components.values()
+        weights = (p for module in modules if isinstance(module, torch.nn.Module) for p in module.parameters())
+        return on_card, sum(p.nbytes for p in weights if p.device.type == "cpu")
+
+
+def _wait_for(device: str) -> None:
+    """Lets a card finish what it was given, so that steps are timed and cancelled when they are done."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _same_on_pipeline(one: ExecutionPlan, other: ExecutionPlan) -> bool:
+    return all(getattr(one, name) == getattr(other, name) for name in _ON_PIPELINE)
 
 
 def _decode(
-    pipeline: OviPipeline, video: torch.Tensor, encoder: ClipEncoder, progress: Progress, cancel: CancelToken
+    placed: AppliedPlan, video: torch.Tensor, encoder: ClipEncoder, progress: Progress, cancel: CancelToken
 ) -> Iterator[Event]:
     """Decodes into the file; one step is one latent frame."""
     steps = video.shape[2]
-    for index, frames in enumerate(pipeline.decode_video(video)):
+    for index, frames in enumerate(placed.decode_video(video)):
         for frame in frames_to_uint8(frames):
             encoder.add_frame(frame)
         cancel.raise_if_cancelled()
@@ -199,8 +302,6 @@ def _check_supported(request: GenerationRequest) -> None:
         raise InvalidRequestError(
             "This version cannot draw a first frame.", "Give an image file, or start from the prompt alone."
         )
-    if request.adapters:
-        raise InvalidRequestError("This version loads no adapters.", "Leave them out.")
 
 
 def _read_first_frame(request: GenerationRequest) -> PIL.Image.Image | None:
@@ -220,37 +321,45 @@ def _read_first_frame(request: GenerationRequest) -> PIL.Image.Image | None:
     return read_image(frame.path)
 
 
+def _sampled_as_distilled(request: GenerationRequest, uses: Sequence[AdapterUse]) -> tuple[GenerationRequest, str]:
+    """The request as a step-distilled adapter wants it where the request leaves it open, and what to know of that."""
+    wish = next((use.weights.distillation for use in uses if use.weights.distillation is not None), None)
+    if wish is None:
+        return request, ""
+    fields = {
+        "num_inference_steps": wish.num_inference_steps,
+        "shift": wish.shift,
+        "video_guidance_scale": wish.guidance_scale,
+        "audio_guidance_scale": wish.guidance_scale,
+    }
+    opened = {name: value for name, value in fields.items() if getattr(request, name) is None}
+    note = f"An adapter asks for {wish.num_inference_steps} steps and one pass; the audio tower is not distilled."
+    return request.replace(**opened), note
+
+
 def _sampler_of(
-    request: GenerationRequest, pipeline: OviPipeline, text: TextStates, first_frame: torch.Tensor | None
+    request: GenerationRequest,
+    plan: ExecutionPlan,
+    pipeline: OviPipeline,
+    text: TextStates,
+    first_frame: torch.Tensor | None,
 ) -> FusedSampler:
-    """The sampler for a resolved request."""
+    """The sampler for a resolved request, as the plan wants it."""
     defaults = pipeline.variant.defaults
-    return FusedSampler(
-        pipeline.transformer,
+    return pipeline.prepare_sampler(
         text,
         Guidance(
             request.video_guidance_scale or defaults.video_guidance_scale,
             request.audio_guidance_scale or defaults.audio_guidance_scale,
             defaults.slg_layer if request.slg_layer is None else request.slg_layer,
+            batched=plan.guidance == "batched",
         ),
         request.solver or defaults.solver,
         request.shift or defaults.shift,
         request.num_inference_steps or defaults.num_inference_steps,
         first_frame,
+        plan.text_cache,
     )
-
-
-def _estimates(request: GenerationRequest, variant: Variant, size: Size) -> dict[Stage, float]:
-    """Seconds of each stage by its operations; `Progress` corrects the machine's speed as it goes."""
-    work = stage_work(variant, size, request.modality)
-    steps = request.num_inference_steps or variant.defaults.num_inference_steps
-    operations: dict[Stage, int] = {
-        "encode text": 3 * work["encode_text"].operations,
-        "first frame": work["encode_image"].operations if request.first_frame is not None else 0,
-        "denoise": 2 * steps * work["denoise"].operations,
-        "decode": work["decode_video"].operations + work["decode_audio"].operations,
-    }
-    return {stage: count / _OPERATIONS_PER_SECOND for stage, count in operations.items()}
 
 
 @contextlib.contextmanager

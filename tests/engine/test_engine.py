@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,23 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ovi_studio import media
 from ovi_studio.engine.engine import OviEngine
-from ovi_studio.errors import WeightsError
-from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, StageStarted, StepDone
+from ovi_studio.engine.meter import INTERVAL, StageMeter
+from ovi_studio.errors import OutOfMemoryError, WeightsError
+from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, Planned, Stage, StageStarted, StepDone
 from ovi_studio.images import image_digest
 from ovi_studio.model.pipeline import OviPipeline
-from ovi_studio.request import GeneratedFrame, GenerationRequest, ImageFrame
+from ovi_studio.model.preview import LatentPreview
+from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame
+from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
+from ovi_studio.runtime.planner import Planner
 from ovi_studio.variants import Variant, get_variant
+from ovi_studio.weights.importing import ADAPTERS
 from ovi_studio.weights.nano import load_nano
+from ovi_studio.weights.store import Store
 
 AAC_FRAME = 1024
 
@@ -31,7 +39,7 @@ def nano() -> OviPipeline:
 
 @pytest.fixture
 def engine(tmp_path: Path, nano: OviPipeline) -> OviEngine:
-    return OviEngine(tmp_path, tmp_path / "cache", load=lambda _variant: nano)
+    return OviEngine(tmp_path, tmp_path / "cache", load=lambda _variant, _store: nano)
 
 
 def request_of(**fields: Any) -> GenerationRequest:
@@ -57,6 +65,9 @@ def picture(path: Path, height: int = 96, width: int = 96) -> ImageFrame:
 def test_stages_steps_and_clip(engine: OviEngine) -> None:
     events = run(engine)
     clip = clip_of(events)
+    assert isinstance(events[0], Planned)
+    assert set(events[-1].measured) == set(engine.plan(request_of()).stages)
+    assert all(took.host_bytes > 0 and took.seconds >= 0 for took in events[-1].measured.values())
     stages = [event.stage for event in events if isinstance(event, StageStarted)]
     assert stages == ["load", "encode text", "denoise", "decode", "mux"]
     steps = [event for event in events if isinstance(event, StepDone)]
@@ -118,10 +129,37 @@ def test_another_picture_under_the_same_name_is_refused(engine: OviEngine, tmp_p
 
 
 def test_missing_weights(tmp_path: Path) -> None:
-    events = run(OviEngine(tmp_path, tmp_path), variant="720x720_5s")
+    store = Store(tmp_path / "weights")
+    events = run(OviEngine(tmp_path, tmp_path, AsNano(tmp_path), store), variant="720x720_5s")
     assert isinstance(events[-1], Failed)
     assert events[-1].exit_code == WeightsError.exit_code
-    assert "nano" in events[-1].remedy
+    assert "ovi-studio models" in events[-1].remedy
+
+
+def test_adapters(tmp_path: Path, nano: OviPipeline) -> None:
+    """A LoRA from the store changes the clip, and is gone when it is not asked for any more."""
+    name = "blocks.0.video.self_attn.q"
+    generator = torch.Generator().manual_seed(0)
+    dim = nano.transformer.config.num_attention_heads * nano.transformer.config.attention_head_dim
+    tensors = {
+        f"{name}.lora_A.weight": torch.randn(4, dim, generator=generator),
+        f"{name}.lora_B.weight": torch.randn(dim, 4, generator=generator),
+    }
+    (tmp_path / "weights" / ADAPTERS).mkdir(parents=True)
+    save_file(tensors, tmp_path / "weights" / ADAPTERS / "wild.safetensors")
+    store = Store(tmp_path / "weights")
+    engine = OviEngine(tmp_path, tmp_path / "cache", store=store, load=lambda _variant, _store: load_nano())
+    plain = clip_of(run(engine, modality="video")).path.read_bytes()
+    adapted = clip_of(run(engine, modality="video", adapters=(Adapter(id="wild"),)))
+    assert media.read_metadata(adapted.path)["request"]["adapters"][0]["id"] == "wild"
+    frames = [
+        np.stack(list(media.decode_frames(path)))
+        for path in (adapted.path, clip_of(run(engine, modality="video")).path)
+    ]
+    assert not np.array_equal(*frames)
+    assert clip_of(run(engine, modality="video")).path.read_bytes() == plain
+    (failed,) = run(engine, adapters=(Adapter(id="tame"),))
+    assert "wild" in failed.problem
 
 
 @pytest.mark.parametrize("when", [1, 3, 5, 8, 12])
@@ -168,27 +206,120 @@ def test_an_abandoned_run_leaves_nothing(engine: OviEngine, tmp_path: Path) -> N
     assert [path for path in tmp_path.iterdir() if path.is_file()] == []
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), MemoryError()])
-def test_out_of_memory_is_said_and_the_next_run_works(engine: OviEngine, nano: OviPipeline, error: Exception) -> None:
-    def fail(*_: object) -> None:
+class Ladder(Planner):
+    """A planner whose next rung differs in something that a CPU can do."""
+
+    def __init__(self, cache_dir: Path, rungs: int) -> None:
+        super().__init__(cache_dir)
+        self.rungs = rungs
+        self.failed_in: list[str] = []
+
+    def step_down(self, failed: ExecutionPlan, stage: Stage, request: GenerationRequest) -> ExecutionPlan:
+        self.failed_in.append(stage)
+        if len(self.failed_in) > self.rungs:
+            raise OutOfMemoryError("Memory ran out.", "Choose a smaller size, a smaller model, or close programs.")
+        return dataclasses.replace(failed, guidance="sequential")
+
+
+OUT_OF_MEMORY_AT = {
+    "encode text": lambda pipeline: pipeline.text_encoder,
+    "first frame": lambda pipeline: pipeline.video_vae.encoder,
+    "denoise": lambda pipeline: pipeline.transformer.blocks[2],
+    "decode": lambda pipeline: pipeline.video_vae.decoder,
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "error"),
+    [
+        ("encode text", torch.OutOfMemoryError("no")),
+        ("first frame", MemoryError()),
+        ("denoise", torch.OutOfMemoryError("no")),
+        ("decode", MemoryError()),
+    ],
+)
+def test_out_of_memory_steps_down_and_keeps_the_seed(tmp_path: Path, stage: str, error: Exception) -> None:
+    def fail_once(*_: object) -> None:
+        handle.remove()
         raise error
 
-    handle = nano.transformer.register_forward_pre_hook(fail)
+    first = load_nano()
+    # The preview's map is made while loading, by the same VAE: memory runs out after that.
+    LatentPreview.cached(first.video_vae, tmp_path / "cache")
+    handle = OUT_OF_MEMORY_AT[stage](first).register_forward_pre_hook(fail_once)
+    pipelines = [first]
+
+    def load(_variant: Variant, _store: Store) -> OviPipeline:
+        return pipelines.pop() if pipelines else load_nano()
+
+    planner = Ladder(tmp_path / "cache", rungs=1)
+    engine = OviEngine(tmp_path, tmp_path / "cache", planner, load=load)
+    frame = picture(tmp_path / "first.png")
+    events = run(engine, first_frame=frame, seed=None)
+    plans = [event for event in events if isinstance(event, Planned)]
+    assert planner.failed_in == [stage]
+    assert [plan.note != "" for plan in plans] == [False, True]
+    assert stage in plans[1].note
+    seed = media.read_metadata(clip_of(events).path)["request"]["seed"]
+    again = run(OviEngine(tmp_path, tmp_path / "cache"), first_frame=frame, seed=seed)
+    assert media.read_metadata(clip_of(again).path)["request"]["seed"] == seed
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+
+
+def test_memory_that_never_suffices_ends_with_what_would_help(tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    def load(_variant: Variant, _store: Store) -> OviPipeline:
+        pipeline = load_nano()
+        if failing:
+            pipeline.transformer.register_forward_pre_hook(fail)
+        return pipeline
+
+    failing = True
+    planner = Ladder(tmp_path / "cache", rungs=2)
+    engine = OviEngine(tmp_path, tmp_path / "cache", planner, load=load)
     events = run(engine)
-    handle.remove()
     assert isinstance(events[-1], Failed)
-    assert "memory" in events[-1].problem
+    assert events[-1].remedy.count(",") >= 2
+    assert planner.failed_in == ["denoise"] * 3
+    failing = False
     assert isinstance(run(engine)[-1], Finished)
 
 
-def test_the_model_is_loaded_once(tmp_path: Path, nano: OviPipeline) -> None:
+def test_the_plan_is_told_before_and_follows_what_is_forced(tmp_path: Path, nano: OviPipeline) -> None:
+    planner = Planner(tmp_path / "cache", Preferences(batched_guidance=False, text_cache=False))
+    engine = OviEngine(tmp_path, tmp_path / "cache", planner, load=lambda _variant, _store: nano)
+    plan = engine.plan(request_of())
+    assert (plan.guidance, plan.text_cache, plan.device) == ("sequential", False, "cpu")
+    batches: list[int] = []
+    handle = nano.transformer.register_forward_pre_hook(lambda _module, args: batches.append(args[0].shape[0]))
+    run(engine)
+    handle.remove()
+    assert batches == [1, 1, 1, 1]
+
+
+def test_the_meter_sees_what_is_allocated() -> None:
+    with StageMeter("cpu") as meter:
+        meter.start_stage("encode text")
+        held = np.ones(50_000_000)  # 400 MB
+        time.sleep(4 * INTERVAL)
+        del held
+        meter.start_stage("denoise")
+        time.sleep(0.01)
+        measured = meter.finish()
+    assert measured["encode text"].host_bytes - measured["denoise"].host_bytes > 300e6
+    assert measured["encode text"].seconds >= 4 * INTERVAL
+
+
+def test_the_model_is_loaded_once(tmp_path: Path) -> None:
     loads: list[str] = []
 
-    def load(variant: Variant) -> OviPipeline:
+    def load(variant: Variant, _store: Store) -> OviPipeline:
         loads.append(variant.name)
-        return nano
+        return load_nano()
 
-    engine = OviEngine(tmp_path, tmp_path / "cache", load)
+    engine = OviEngine(tmp_path, tmp_path / "cache", load=load)
     run(engine)
     run(engine, seed=4)
     assert loads == ["nano"]
@@ -197,13 +328,21 @@ def test_the_model_is_loaded_once(tmp_path: Path, nano: OviPipeline) -> None:
     assert loads == ["nano", "nano"]
 
 
+class AsNano(Planner):
+    """Plans whatever is asked for as if it were nano: the models of these tests are that small."""
+
+    def plan(self, request: GenerationRequest, held_gpu_bytes: int = 0, held_host_bytes: int = 0) -> ExecutionPlan:
+        return dataclasses.replace(super().plan(request_of().resolved()), variant=request.variant)
+
+
 @pytest.mark.parametrize(("name", "frames", "samples"), [("720x720_5s", 121, 80_384), ("960x960_10s", 241, 160_768)])
 def test_real_lengths(tmp_path: Path, nano: OviPipeline, name: str, frames: int, samples: int) -> None:
     """nano's components in a real variant's geometry, at small pixels."""
     pipeline = OviPipeline(**nano.components, variant=name)
     real = get_variant(name)
     assert (real.num_frames, real.num_samples) == (frames, samples)
-    engine = OviEngine(tmp_path, tmp_path / "cache", load=lambda _variant: pipeline)
+    cache = tmp_path / "cache"
+    engine = OviEngine(tmp_path, cache, AsNano(cache), load=lambda _variant, _store: pipeline)
     clip = clip_of(run(engine, variant=name, size=(32, 64), snap=False, num_inference_steps=1, slg_layer=1))
     assert clip.num_frames == frames == sum(1 for _ in media.decode_frames(clip.path))
     assert clip.fps == 24

@@ -64,7 +64,10 @@ TABLE = """
 1x16GB@8.9,ram=64               exact     bS bS bS bS
 1x12GB@8.9,ram=64               exact     bS bS bS bS
 1x8GB@8.9,ram=64                exact     bS bS bS bS
-1x6GB@8.9,ram=64                exact     bS bS X  X
+# 6 GB give 5.17. At 960x960, 10 s a tensor of one pass is 0.314 GB, of which a block holds 11 (3.46), beside two
+# blocks of bf16 (1.36) and 0.32 of latents, tables and text: 5.14. Half of the tokens at 5 s fit the 4.23 of 5 GB
+1x6GB@8.9,ram=64                exact     bS bS bS bS
+1x5GB@8.9,ram=64                exact     bS bS X  X
 # 16 GB: 8-bit on the card as a whole, but streamed where 10 s at 960x960 need 4 GB of activations beside 11.5
 1x16GB@8.9,ram=64               auto      fW fW fS fS
 1x16GB@12.0,ram=64              auto      fW fW fS fS

@@ -48,7 +48,7 @@ EVENTS: list[tuple[Event, dict[str, Any]]] = [
         StepDone(1, 50, None),
         {"event": "step done", "step": 1, "steps": 50, "seconds_left": None, "preview_bytes": None},
     ),
-    (Finished(SomeClip(Path("a.mp4"))), {"event": "finished", "path": "a.mp4"}),
+    (Finished(SomeClip(Path("a.mp4"))), {"event": "finished", "path": "a.mp4", "measured": {}}),
     (
         Failed("It broke.", "Try again.", 2),
         {"event": "failed", "problem": "It broke.", "remedy": "Try again.", "exit_code": 2},

@@ -57,6 +57,24 @@ def test_a_machine_gets_the_plan_of_its_tier(machine, wish, clip, cell):
     assert (transformer.placement, text_encoder.placement) in expected
 
 
+@pytest.mark.parametrize(
+    ("machine", "wish", "precision", "placement"),
+    [
+        ("1x40GB@8.0,ram=64", "auto", "bf16", "resident"),
+        ("1x32GB@12.0,ram=64", "auto", "bf16", "staged"),
+        ("1x24GB@8.9,ram=64", "auto", "fp8_compute", "staged"),
+        ("1x16GB@8.9,ram=64", "auto", "fp8_compute", "streamed"),
+        ("1x6GB@8.9,ram=64", "auto", "fp8_compute", "streamed"),
+        ("1x6GB@8.9,ram=64", "exact", "bf16", "streamed"),
+    ],
+)
+def test_a_first_frame_fits_where_its_clip_fits(machine, wish, precision, placement):
+    """Its tokens are modulated apart, which takes two more rows of modulation and no tensor of tokens."""
+    load = workload("960x960_10s", (960, 960), quality=wish, first_frame="image")
+    transformer = plan_workload(load, simulate(machine)).components["transformer"]
+    assert (transformer.precision, transformer.placement) == (precision, placement)
+
+
 def test_the_table_is_large_enough():
     assert len(CASES) + len(rows(NANO)) >= 200
 
