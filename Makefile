@@ -19,7 +19,7 @@ layers:
 	$(dir $(shell command -v $(PYTHON)))lint-imports
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 test-fast:
-	$(PYTHON) -m pytest -m "not slow and not browser and not distributed and not gpu"
+	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow and not browser and not distributed and not gpu"
