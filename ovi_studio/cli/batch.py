@@ -98,7 +98,7 @@ def _check(arguments: argparse.Namespace) -> "CheckedBatch":
         for line in _fault_table(checked.faults):
             print_line(line)
         raise InvalidInputError(
-            f"{arguments.file} has {len(checked.faults)} faults, so nothing was made.", "Mend them and run it again."
+            f"Nothing was made: faults in {arguments.file}: {len(checked.faults)}.", "Mend them and run it again."
         )
     if checked.ignored:
         say(f"columns that say nothing here: {', '.join(checked.ignored)}")

@@ -79,7 +79,9 @@ def read_batch_file(path: Path) -> bytes:
             raise InvalidInputError(f"There is no file {path}.", "Check the path.")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)  # one too many is told as a fault
-    except (OSError, ValueError) as error:
+    except InvalidInputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise InvalidInputError(f"{path} cannot be read: {error}.", "Check the path and its permissions.") from error
 
 

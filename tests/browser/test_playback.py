@@ -24,6 +24,7 @@ async (url) => {
         video.onended = resolve;
         video.onerror = () => reject(new Error(video.error.message));
     });
+    video.playbackRate = 4;
     await video.play();
     await ended;
     const canvas = document.createElement('canvas');
@@ -99,3 +100,25 @@ def test_a_clip_of_the_engine_plays(browser: Browser, served: str, tmp_path: Pat
         assert seen["sound"]["rms"] > 0
     else:
         assert "error" in seen["sound"]
+
+
+@pytest.mark.parametrize(("frames", "samples"), [(121, 80_384), (241, 160_768)], ids=["5 s", "10 s"])
+def test_the_real_lengths_play_to_the_end(
+    browser: Browser, served: str, tmp_path: Path, frames: int, samples: int
+) -> None:
+    """Each frame is a little brighter than the one before, so the colour at the end tells which was the last."""
+    levels = np.linspace(16, 235, frames).astype(np.uint8)
+    seconds = np.arange(samples) / 16_000
+    write_clip(
+        tmp_path / "clip.mp4",
+        frames=(np.full((64, 96, 3), level, np.uint8) for level in levels),
+        waveform=(0.5 * np.sin(2 * np.pi * 300 * seconds)).astype(np.float32),
+        fps=24,
+        sample_rate=16_000,
+        metadata={"request": {}},
+    )
+    seen = play(browser, f"{served}/clip.mp4")
+    assert abs(seen["duration"] - max(frames / 24, samples / 16_000)) < 1024 / 16_000
+    assert np.abs(np.array(seen["colour"]) - 235).max() <= 4
+    assert abs(seen["sound"]["length"] - samples) <= 1024
+    assert abs(seen["sound"]["hertz"] - 300) < 5

@@ -150,7 +150,7 @@ def test_faults_are_shown_as_a_table_and_nothing_is_made(shell: Shell) -> None:
     assert [line.split()[:2] for line in out[1:]] == [["3", "size"], ["3", "seed"]]
     assert "heightxwidth" in out[1]
     assert "704x1280" in out[1]
-    assert "2 faults" in err
+    assert "faults in" in err
     assert not (shell.folder / "out").exists()
     assert not (shell.folder / "home").exists()
 
