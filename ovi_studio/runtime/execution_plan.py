@@ -30,8 +30,8 @@ class ComponentPlan:
 
     Args:
         precision: float32 and bf16 as they are; fp8_compute: torchao float8 weights and dynamic activations;
-            fp8_storage: diffusers' layerwise casting, products in bf16; int8: weights only (torchao; bitsandbytes
-            for the text encoder); nf4: bitsandbytes.
+            fp8_storage: float8 weights with a scale a row, widened for each product; int8: weights only (torchao);
+            nf4: bitsandbytes.
         placement: resident: on the device for the whole run; staged: only in its own stage, whole; streamed: block
             by block, each brought while the one before runs.
         home: where the weights are while not on the device: host memory (pinned, where streamed) or disk.

@@ -228,8 +228,10 @@ def _skeletons(
         return [cpu_skeleton()] if wanted and placed and native and runs_on_cpu(workload.variant) else []
     transformer = usable_precisions(machine.card, hardware)
     text_encoder: list[Precision] = ["bf16"]
+    if "torchao" in hardware.kernels:
+        text_encoder.append("int8")
     if "bitsandbytes" in hardware.kernels:
-        text_encoder += ["int8", "nf4"]
+        text_encoder.append("nf4")
     if preferences.compile is not None:
         never = "fp8_storage" if preferences.compile else "fp8_compute"
         transformer = [precision for precision in transformer if precision != never]
