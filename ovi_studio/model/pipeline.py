@@ -211,6 +211,7 @@ class OviPipeline(DiffusionPipeline):
                 progress.update()
 
         # 5. Decode
+        del sampler  # with its text keys and values
         frames, audio = self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
