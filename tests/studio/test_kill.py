@@ -43,7 +43,7 @@ def test_killed_at_this_moment_and_run_again(tmp_path: Path, moment: str) -> Non
 
 @pytest.mark.distributed
 def test_five_kills_at_random_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STEP", "0.05")
+    monkeypatch.setenv("STEP", "0.4")  # twenty clips take longer than five waits before a kill
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     outcome = kill_batch(PROGRAM, tmp_path, clips=20, kills=5, steps=2, draw=random.Random(11))
     assert (outcome.whole, outcome.done, outcome.torn, outcome.twice) == (20, 20, 0, 0)
