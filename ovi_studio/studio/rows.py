@@ -74,14 +74,12 @@ def read_batch_file(path: Path) -> bytes:
     """
     if path.suffix.lower() not in {".csv", ".tsv"}:
         raise InvalidInputError(f"{path} is neither .csv nor .tsv.", "Give a table, one row for every clip.")
+    if not path.is_file():
+        raise InvalidInputError(f"There is no file {path}.", "Check the path.")
     try:
-        if not path.is_file():
-            raise InvalidInputError(f"There is no file {path}.", "Check the path.")
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)  # one too many is told as a fault
-    except InvalidInputError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except OSError as error:
         raise InvalidInputError(f"{path} cannot be read: {error}.", "Check the path and its permissions.") from error
 
 
