@@ -241,9 +241,9 @@ class OviEngine:
         """The variant's pipeline with adapters and plan put on; all is kept as long as it serves."""
         if self._placed is not None and _same_on_pipeline(self._placed.plan, plan) and adapters == self._adapters:
             return self._placed
-        narrowed = plan.components["transformer"].precision not in ("float32", "bf16")
+        narrowed = _narrows_transformer(plan)
         if self._placed is not None:
-            narrowed |= self._placed.plan.components["transformer"].precision not in ("float32", "bf16")
+            narrowed |= _narrows_transformer(self._placed.plan)
             self._placed.close()
             self._placed = None
         if (
@@ -274,6 +274,10 @@ def _wait_for(device: str) -> None:
     """Lets a card finish what it was given, so that steps are timed and cancelled when they are done."""
     if device != "cpu":
         torch.cuda.synchronize(device)
+
+
+def _narrows_transformer(plan: ExecutionPlan) -> bool:
+    return plan.components["transformer"].precision not in ("float32", "bf16")
 
 
 def _same_on_pipeline(one: ExecutionPlan, other: ExecutionPlan) -> bool:
