@@ -38,6 +38,10 @@ class PromptError(InvalidInputError):
     """A prompt's tags cannot be understood."""
 
 
+class RewriteError(OviStudioError):
+    """A language model cannot be reached, or its answer is no rewriting of the prompt."""
+
+
 class MediaError(InvalidInputError):
     """An image, clip or output path cannot be read or written."""
 

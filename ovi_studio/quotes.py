@@ -1,12 +1,13 @@
-"""When quoted words in plain prose are meant to be spoken: a judgement from word lists, for the linter.
+"""When quoted words in plain prose are meant to be spoken, and who speaks: judgements from word lists.
 
-Nothing the model sees is changed by it. A sign, a title or a name in quotes is left alone, and where there is
+Nothing the model sees is changed by them. A sign, a title or a name in quotes is left alone, and where there is
 doubt nothing is reported.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -298,3 +299,147 @@ def unmarked_speech_start(text: str, start: int, end: int) -> int | None:
         lead = _LEAD_IN.match(text, verb.end(), end)
         begin = lead.end() if lead else begin
     return begin
+
+
+# ------------------------------------------------------------------------------------------------ who speaks
+
+_STOP = re.compile(r"(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bSt)(?<!\bMrs)(?<![.!?…])[.!?…]+[\"”»’')\]]*(?=\s|$)|[。！？]")
+_FRAMING = re.compile(
+    r"(?:[\w’'-]+ ){0,5}?[\w-]*(?:shot|close-?up|view|portrait|footage|video|clip|scene)\s(?:of|on|shows)\s(?=\S)",
+    re.IGNORECASE,
+)
+_PRONOUN = re.compile(r"(?:he|she|they|it|i|we|you|every(?:one|body)|some(?:one|body))(?![\w’'-])", re.IGNORECASE)
+_ARTICLE = re.compile(
+    r"(?:the|an?|this|these|those|his|her|their|its|my|your|our|another|each|every|some|both|one|two|three|four)$",
+    re.IGNORECASE,
+)
+_PREPOSITION = re.compile(
+    r"(?:of|in|on|at|with|without|under|near|by|beside|behind|above|below|inside|outside|over|between|from|for|to|into"
+    r"|towards?|across|through|against|like|wearing|holding|carrying)$",
+    re.IGNORECASE,
+)
+_NO_NAME = re.compile(r"(?:\w+(?:ing|ly)|there|here|after|once|to)$", re.IGNORECASE)
+_FINITE = re.compile(r"(?:is|are|was|were|has|have|had|can|will|does|did)$|[a-z][\w-]*(?:[^\Wsui]|us|is)s$")
+_ADVERB = re.compile(r"(?:(?:[a-z]+ly|also|just|still|only)\s+)+$")
+_TOKEN = re.compile(r"\w+(?:['’-]\w+)*")
+_NOT_FINITE = frozenset(["his", "its", "this", "always", "perhaps", "sometimes", "towards", "besides", "yes"])
+_NOUNS = frozenset(["speech", "line", "dialogue", "voice", "speeches", "lines", "dialogues", "voices"])
+_LABEL_WORDS = 5  # guessed: "The tall woman in green:" names a speaker; what is longer tells something
+_LONGEST_SENTENCE = 1000  # characters; guessed: beyond it nobody could tell either
+
+
+def sentence_start(text: str) -> int:
+    """Where the sentence begins that is still open at the end of `text`; the end of `text` if none is."""
+    body = text.rstrip()
+    stops = [stop.end() for stop in _STOP.finditer(body)]
+    start = stops[-1] if stops else 0
+    return start + len(body[start:]) - len(body[start:].lstrip()) if start < len(body) else len(text)
+
+
+def speaker(text: str) -> tuple[int, int]:
+    """Where `text`, which leads up to a speech, names who speaks: start and end, the space behind it included.
+
+    What stands before is the scene, what stands behind says how they speak. The span is empty where the last
+    sentence does not tell, and then lies at its beginning; or at the end of `text`, where no sentence is open.
+    """
+    start, body = sentence_start(text), text.rstrip()
+    if start == len(text):
+        return start, start
+    if len(body) - start > _LONGEST_SENTENCE:
+        return start, start
+    begin, end = _Sentence(body[start:]).subject()
+    begin, end = start + begin, start + end
+    return begin, len(text) - len(text[end:].lstrip()) if begin < end else end
+
+
+class _Sentence:
+    """A sentence that leads up to a speech, cut into clauses: begin, end and what stands before each."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.says = {verb.start(): verb for verb in _SAYS.finditer(text) if verb.group().lower() not in _NOUNS}
+        breaks = [(0, 0), *(match.span() for match in _CLAUSE.finditer(text)), (len(text), len(text))]
+        self.clauses = [
+            (begin + len(text[begin:end]) - len(text[begin:end].lstrip()), end, text[mark:begin])
+            for (mark, begin), (end, _) in pairwise(breaks)
+            if text[begin:end].strip()
+        ]
+
+    def subject(self) -> tuple[int, int]:
+        """Who speaks; (0, 0) if that cannot be told."""
+        said = _CJK_SAYS_BEFORE.search(self.text)
+        if said:
+            return 0, said.start()
+        label = self.text[:-1].rstrip()
+        if self.text.endswith((":", "：")) and not self.says and len(label.split()) <= _LABEL_WORDS:
+            return 0, len(label)
+        verbs = sorted((bool(says["strong"]), not says.group().endswith("ing"), at) for at, says in self.says.items())
+        last = verbs[-1][-1] if verbs else len(self.text)
+        for index in reversed(range(len(self.clauses))):
+            named = self.clauses[index][0] <= last and (self._named_in(index) or self._named_before(index))
+            if named:
+                return self._with_others(index), named
+        return 0, 0
+
+    def _opening(self, index: int) -> re.Match[str] | None:
+        """The first word of clause `index`, behind "Close-up of", if it can begin a name."""
+        begin, end, _ = self.clauses[index]
+        framing = _FRAMING.match(self.text, begin, end)
+        word = _TOKEN.search(self.text, framing.end() if framing else begin, end)
+        if not word or _PREPOSITION.match(word.group()) or _NO_NAME.match(word.group()):
+            return None
+        known = _ARTICLE.match(word.group()) or _PRONOUN.match(word.group())
+        return word if known or framing or word.group()[0].isupper() else None
+
+    def _named_in(self, index: int) -> int:
+        """Where the name ends that is followed by its verb in clause `index`; 0 if there is none."""
+        opening, end = self._opening(index), self.clauses[index][1]
+        if not opening:
+            return 0
+        if _PRONOUN.match(opening.group()):
+            return opening.end()
+        words = list(_TOKEN.finditer(self.text, opening.start(), end))
+        verb = next((word for at, word in enumerate(words) if at and self._is_verb(words, at)), None)
+        if not verb:
+            return 0
+        adverbs = _ADVERB.search(self.text, opening.end() + 1, verb.start())
+        return adverbs.start() if adverbs else verb.start()
+
+    def _named_before(self, index: int) -> int:
+        """Where the name ends that fills clause `index`, its verb coming after a comma; 0 if there is none."""
+        if not self._opening(index):
+            return 0
+        for begin, end, mark in self.clauses[index + 1 :]:
+            if mark.strip() != ",":
+                return 0
+            if not _ASIDE.match(self.text, begin, end):
+                verb = _TOKEN.match(self.text, begin, end)
+                return begin if verb and (begin in self.says or _FINITE.match(verb.group())) else 0
+        return 0
+
+    def _is_verb(self, words: list[re.Match[str]], at: int) -> bool:
+        """Whether a word is a finite verb rather than a plural."""
+        word = words[at]
+        if word.start() in self.says:
+            return True
+        if not _FINITE.match(word.group()) or word.group() in _NOT_FINITE:
+            return False
+        following = next((later for later in words[at + 1 :] if not _ADVERB.match(later.group() + " ")), None)
+        if following and (following.start() in self.says or _FINITE.match(following.group())):
+            return False  # "a man with round glasses slowly nods": two verbs never meet
+        before = [earlier.group() for earlier in words[max(0, at - 3) : at]]
+        if _ARTICLE.match(before[-1]) or _PREPOSITION.match(before[-1]):
+            return False
+        return not any(
+            _PREPOSITION.match(first) and not _ARTICLE.match(second) for first, second in pairwise([*before, ""])
+        )
+
+    def _with_others(self, index: int) -> int:
+        """Where the name in clause `index` begins, with those it is joined to: "A boy and a girl say"."""
+        first = index
+        while first and self.clauses[first][2].strip() in ("and", ",") and self._opening(first - 1):
+            if self._named_in(first - 1) or (first == index and self.clauses[first][2].strip() == ","):
+                break
+            first -= 1
+        opening = self._opening(first)
+        return opening.start() if opening else 0
