@@ -161,11 +161,11 @@ def write_clip(
     return read_clip(path)
 
 
-def write_wav(path: str | Path, waveform: Waveform, sample_rate: int) -> None:
-    """Write the sound alone, uncompressed, as 16-bit wav; as careful as `write_clip`.
+def wav_bytes(waveform: Waveform, sample_rate: int) -> bytes:
+    """The sound alone as a wav file, uncompressed, 16 bits a sample.
 
     Raises:
-        MediaError: the path cannot be written, or the sound holds NaN or infinity.
+        MediaError: it holds NaN or infinity.
     """
     file = io.BytesIO()
     with wave.open(file, "wb") as wav:
@@ -173,8 +173,7 @@ def write_wav(path: str | Path, waveform: Waveform, sample_rate: int) -> None:
         wav.setsampwidth(2)
         wav.setframerate(sample_rate)
         wav.writeframes(to_int16(_checked_waveform(waveform)).astype("<i2").tobytes())
-    with replacing(Path(path)) as temporary, writing_errors(Path(path)):
-        temporary.write_bytes(file.getvalue())
+    return file.getvalue()
 
 
 def to_int16(waveform: Waveform) -> NDArray[np.int16]:

@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 
 from ovi_studio import __version__
-from ovi_studio.cli import batch, doctor, generate, library, lint, models, plan
+from ovi_studio.cli import batch, doctor, frame, generate, library, lint, models, page, plan
 from ovi_studio.cli.console import Parser, say
 from ovi_studio.errors import CancelledError, OviStudioError
 
-COMMANDS = (generate, batch, plan, lint, library, models, doctor)
+COMMANDS = (page, generate, batch, frame, plan, lint, library, models, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,9 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ovi-studio {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
+    page.add_options(parser)  # without a command the page is opened
+    parser.set_defaults(run=page.run)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run(arguments))

@@ -1,0 +1,33 @@
+// The newest clips. One click shows a clip; two ticked ones are compared.
+const { make } = window.studio;
+const [heading, list, hint] = [element.querySelector("h3"), element.querySelector("ul"), element.querySelector(".ovi-hint")];
+let ticked = [];
+
+function pick(name, data) {
+  props.value = { clips: props.value.clips, picked: name, ids: data };
+  trigger("select");
+}
+
+function tick(id, on) {
+  ticked = ticked.filter((each) => each !== id).concat(on ? [id] : []).slice(-2);
+  list.querySelectorAll("input").forEach((box) => { box.checked = ticked.includes(box.value); });
+  hint.textContent = ticked.length === 1 ? "Tick another one to see the two side by side." : "";
+  pick("compare", ticked.length === 2 ? ticked : []);
+}
+
+function draw() {
+  const clips = (props.value && props.value.clips) || [];
+  heading.hidden = hint.hidden = !clips.length;
+  ticked = ticked.filter((id) => clips.some((clip) => clip.id === id));
+  list.replaceChildren(...clips.map((clip) =>
+    make("li", {},
+      make("button", { type: "button", title: clip.title, "aria-label": `Show ${clip.title}`, onclick: () => pick("show", [clip.id]) },
+        clip.has_picture ? make("img", { src: `studio/thumb/${clip.id}.jpg`, alt: "", loading: "lazy" })
+          : make("span", { class: "ovi-note-sign", "aria-hidden": "true" }, "♪"),
+        make("span", {}, clip.status === "done" ? clip.label : clip.status)),
+      clip.status === "done" ? make("label", { title: "Compare" },
+        make("input", { type: "checkbox", value: clip.id, checked: ticked.includes(clip.id),
+          "aria-label": `Compare ${clip.title}`, onchange: (event) => tick(clip.id, event.target.checked) })) : null)));
+}
+watch("value", draw);
+draw();

@@ -1,0 +1,195 @@
+"""The desk that a page works at: the library, an engine, and a thread that makes what is queued.
+
+    page ── ask, cancel ──▶ Library ◀── claims ── Runner (thread) ──▶ Engine
+      ◀── snapshot(), live() ────────────── events ───┘
+
+What the library keeps is enough to go on after a crash; what is only worth seeing while a clip is in the making
+(step, picture, sound) is kept here, in memory, for the run under way.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ovi_studio.engine import Engine
+from ovi_studio.errors import OviStudioError
+from ovi_studio.events import CancelToken, Event, Planned, StageStarted, StepDone
+from ovi_studio.folders import make_folder
+from ovi_studio.studio.job import WAITING, Job
+from ovi_studio.studio.library import Filter, Library
+from ovi_studio.studio.runner import Runner, work_folder
+
+_SNAPSHOT_SECONDS = 0.2  # guessed: many pages may ask at once; none needs it sooner
+_RETRY_SECONDS = 5.0  # guessed: until the library is tried again after it could not be read
+_KEPT_ENDS = 20  # jobs whose end is told to pages that look away for a moment; guessed
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Live:
+    """The run under way, as far as it can be watched.
+
+    Args:
+        job: its id; "" while nothing runs.
+        stage: of the run.
+        step: done in this stage.
+        steps: of this stage; 0 where it has none.
+        seconds_left: until the clip is there; None while nobody can say.
+        note: why the plan was changed, or "".
+        picture: a small JPEG of the newest look, or None.
+        pictures: how many there have been.
+        sound: a WAV file of the newest sound, or None.
+        sounds: how many there have been.
+    """
+
+    job: str = ""
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    seconds_left: float | None = None
+    note: str = ""
+    picture: bytes | None = None
+    pictures: int = 0
+    sound: bytes | None = None
+    sounds: int = 0
+
+    def after(self, event: Event) -> "Live":
+        """What there is to see after one more event."""
+        match event:
+            case Planned(_, note):
+                return replace(self, note=note or self.note)
+            case StageStarted(stage):
+                return replace(self, stage=stage, step=0, steps=0)
+            case StepDone():
+                now = replace(self, step=event.step, steps=event.steps, seconds_left=event.seconds_left)
+                if event.preview is not None:
+                    now = replace(now, picture=event.preview, pictures=now.pictures + 1)
+                if event.sound is not None:
+                    now = replace(now, sound=event.sound, sounds=now.sounds + 1)
+                return now
+        return self
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What happens at the moment, of all programs that work on the library.
+
+    Args:
+        running: the jobs in the making.
+        waiting: the queued and paused ones, in their order.
+        ended: the newest jobs that are over, newest first.
+        trouble: why nothing is made although something waits; "" where all is well.
+    """
+
+    running: tuple[Job, ...]
+    waiting: tuple[Job, ...]
+    ended: tuple[Job, ...]
+    trouble: str
+
+
+class Desk:
+    """Everything behind a page. Use it as a context; its methods may be called from any thread.
+
+    Args:
+        library: the database.
+        work: folder where the engine leaves its clips until they get their names; made when needed.
+        make_engine: gives the engine that makes the clips; it is closed in the end.
+    """
+
+    def __init__(self, library: Path, work: Path, make_engine: Callable[[Path], Engine]) -> None:
+        self._closing = contextlib.ExitStack()
+        self._stop = CancelToken()
+        self._live = Live()
+        self._trouble = ""
+        self._seen: tuple[float, Snapshot] | None = None
+        self._looking = threading.Lock()
+        with contextlib.ExitStack() as closing:
+            make_folder(work)
+            self.library = closing.enter_context(Library(library))
+            folder = closing.enter_context(work_folder(work))
+            self.engine = closing.enter_context(contextlib.closing(make_engine(folder)))
+            self._runner = Runner(self.library, self.engine, folder, listen=self._listen)
+            self._thread = threading.Thread(target=self._serve, name="runner", daemon=True)
+            self._thread.start()
+            closing.callback(self._end)
+            self._closing = closing.pop_all()
+
+    def __enter__(self) -> "Desk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the job under way to whoever comes next, and let go of everything."""
+        self._closing.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over, or about to be."""
+        return self._stop.cancelled
+
+    @property
+    def live(self) -> Live:
+        """The run under way."""
+        return self._live
+
+    def snapshot(self) -> Snapshot:
+        """What happens at the moment; may be a fifth of a second old.
+
+        Raises:
+            StoreError: the library cannot be read.
+        """
+        with self._looking:
+            now = time.monotonic()
+            if self._seen is None or now - self._seen[0] > _SNAPSHOT_SECONDS:
+                self._seen = now, self._look()
+            return self._seen[1]
+
+    def forget_snapshot(self) -> None:
+        """The library was changed: the next snapshot shows it."""
+        self._seen = None
+
+    def _look(self) -> Snapshot:
+        over = Filter(("done", "failed", "cancelled"))
+        return Snapshot(
+            self.library.find(Filter(("running",))),
+            self.library.find(Filter(WAITING)),
+            self.library.page(over, size=_KEPT_ENDS).jobs,
+            self._trouble,
+        )
+
+    def _listen(self, job: Job, event: Event) -> None:
+        before = self._live if self._live.job == job.id else Live(job.id)
+        self._live = before.after(event)
+
+    def _serve(self) -> None:
+        """Make what is queued until the desk is closed; a library that cannot be reached is tried again."""
+        while not self._stop.cancelled:
+            try:
+                job = self._runner.run_next(self._stop)
+                self._trouble = ""
+            except OviStudioError as error:  # the boundary: the page tells it
+                _logger.warning("the queue stands still: %s", error)
+                self._trouble = str(error)
+                self._wait(_RETRY_SECONDS)
+                continue
+            if job is None:
+                self._wait(_SNAPSHOT_SECONDS)
+            else:
+                self._live = Live()
+                self.forget_snapshot()
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self._stop.cancelled and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def _end(self) -> None:
+        self._stop.cancel()
+        self._thread.join()

@@ -1,0 +1,212 @@
+"""The Create tab: write, choose, generate, watch, look.
+
+left   prompt, presets, rewriting, first frame, choices, advanced; at its foot what it will take, and Generate
+right  the run, the clip, recent clips: `viewer.py`
+"""
+
+import html
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gradio as gr
+
+from ovi_studio.errors import InvalidInputError, OviStudioError, PromptError
+from ovi_studio.lint import Code, Severity, lint
+from ovi_studio.prompt import Dialect
+from ovi_studio.request import SEEDS, GenerationRequest
+from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
+from ovi_studio.studio.desk import Desk
+from ovi_studio.studio.frames import Frames
+from ovi_studio.ui import editor, form, widgets
+from ovi_studio.ui.adapters import AdapterChoice
+from ovi_studio.ui.form import Form, Values
+from ovi_studio.ui.handling import on
+from ovi_studio.ui.rewriting import Rewriting
+from ovi_studio.ui.starting import Starting
+from ovi_studio.ui.viewer import Viewer
+from ovi_studio.variants import get_variant
+
+_EXAMPLE = "A red face on the left says <S>seven three<E>. Audio: a clear voice"
+
+PlanMaker = Callable[[GenerationRequest], ExecutionPlan]
+
+
+class Create:
+    """The tab; make it inside of `gr.Blocks`, then `wire` it.
+
+    Args:
+        desk: where clips are asked for and found.
+        frames: keeps pictures that clips start from.
+        plan: how a request would be made.
+        missing: models whose weights are not here, and what to do about each, in a sentence.
+        adapters: ids of the adapters that are installed.
+    """
+
+    def __init__(
+        self, desk: Desk, frames: Frames, plan: PlanMaker, missing: Mapping[str, str], adapters: list[str]
+    ) -> None:
+        self._desk = desk
+        self._frames = frames
+        self._plan = plan
+        self._missing = missing
+        self._draft = gr.BrowserState(None, storage_key="ovi-studio-draft", secret="draft")  # noqa: S106 (hides nothing)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=6, min_width=340, elem_id="left"):
+                self._form = self._build(adapters)
+            with gr.Column(scale=5, min_width=340, elem_id="right"):
+                with gr.Row(elem_id="bar"):
+                    self._outlook = gr.HTML(min_height=20, apply_default_css=False)
+                    self._generate = gr.Button(
+                        "Generate", variant="primary", elem_id="generate", min_width=150, scale=0
+                    )
+                self._viewer = Viewer(desk)
+
+    def _build(self, adapters: list[str]) -> Form:
+        """The left side, from top to bottom."""
+        variant = get_variant(form.START)
+        functions = [editor.check, editor.edit_script]
+        prompt = widgets.editor(_EXAMPLE, variant.name, variant.caption_dialect, functions)
+        with gr.Column(elem_classes="ovi-card"):
+            self._starting = Starting()
+            self._rewriting = Rewriting()
+            parts = _build_first_frame()
+        parts |= form.build_choices(self._missing)
+        with gr.Row(equal_height=True):
+            parts["seed"] = gr.Number(_new_seed, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=150)
+            with gr.Column(min_width=120, scale=0):
+                parts["keep_seed"] = gr.Checkbox(label="Keep it", value=False)
+                self._roll = gr.Button("⚄ Roll", size="sm", min_width=80)
+            parts["takes"] = gr.Slider(1, form.MAX_PAGE_TAKES, 1, step=1, label="Takes", min_width=150)
+        with gr.Column(elem_classes="ovi-card"), gr.Accordion("Advanced", open=False):
+            parts |= form.build_advanced()
+            self._adapters = AdapterChoice(adapters)
+        return Form(prompt=prompt, adapters=self._adapters.table, shown_variant=gr.State(form.START), **parts)
+
+    def wire(self, page: gr.Blocks) -> None:
+        """Listen to everything."""
+        wanted = self._form
+        self._viewer.wire(page)
+        self._starting.wire(wanted, self._frames)
+        self._rewriting.wire(page, wanted.prompt, wanted.variant)
+        self._adapters.wire()
+        filled = [*wanted.inputs, wanted.shown_variant]
+
+        # 1. Choosing, and what it will take
+        on(wanted.variant.change, wanted.for_variant, {*wanted.inputs, wanted.shown_variant}, filled)
+        on(self._roll.click, lambda: (_new_seed(), True), None, [wanted.seed, wanted.keep_seed])
+        for component in wanted.that_change_the_plan:
+            on(component.change, self._look_ahead, wanted.inputs, self._outlook)
+        on(wanted.own_size.blur, self._look_ahead, wanted.inputs, self._outlook)
+        on(page.load, self._look_ahead, wanted.inputs, self._outlook)
+
+        # 2. Making
+        on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, self._viewer.strip])
+
+        # 3. Going on from a clip
+        on(self._viewer.reuse.click, self._reuse, self._viewer.shown, filled)
+        on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
+        on(self._viewer.go_on.click, self._go_on, self._viewer.shown, [wanted.image, wanted.draw_frame])
+
+        # 4. What was written survives the browser's being closed
+        for event in (wanted.prompt.input, wanted.variant.change, self._generate.click):
+            on(event, self._put_by, wanted.inputs, self._draft)
+        on(page.load, self._recall, self._draft, filled)
+
+    # --- What happens -----------------------------------------------------------------------------------------
+
+    def _look_ahead(self, values: Values) -> str:
+        """What the run will take, in a line; more on a click."""
+        try:
+            request = self._form.request({**values, self._form.prompt: values[self._form.prompt] or "…"}, self._frames)
+            return _outlook(request, self._plan(request.replace(takes=1)), self._missing.get(request.variant, ""))
+        except OviStudioError as error:
+            return f'<div class="ovi-outlook"><span class="ovi-bad">{html.escape(str(error))}</span></div>'
+
+    def _ask(self, values: Values) -> tuple[int, Any]:
+        """Put it into the queue; the seed that is drawn is shown."""
+        request = self._form.request(values, self._frames)
+        check_prompt(request)
+        busy = bool(self._desk.snapshot().running)
+        first, *_ = self._desk.library.ask(request)
+        self._desk.forget_snapshot()
+        if busy:
+            gr.Info("It is queued, and is made after what waits before it.")
+        return first.seed, self._viewer.recent()
+
+    def _reuse(self, shown: str) -> dict[Any, Any]:
+        return self._form.filled(self._desk.library.get(shown).request)
+
+    def _more(self, shown: str, takes: int) -> Any:
+        self._desk.library.again(shown, int(takes))
+        gr.Info("Queued, with new seeds.")
+        return self._viewer.recent()
+
+    def _go_on(self, shown: str) -> tuple[str, bool]:
+        gr.Info("The last frame is the new clip's first one. Write what happens next.")
+        return str(self._frames.keep_last(self._desk.library.get(shown).output)), False
+
+    def _put_by(self, values: Values) -> Any:
+        try:
+            return self._form.request(values, self._frames).model_dump_json()
+        except InvalidInputError:  # half-written: the last whole draft is kept
+            return gr.skip()
+
+    def _recall(self, draft: str | None) -> dict[Any, Any]:
+        if not draft:
+            return {self._form.seed: gr.skip()}
+        try:
+            return self._form.filled(GenerationRequest.from_json(draft))
+        except InvalidInputError:  # another version wrote it
+            return {self._form.seed: gr.skip()}
+
+
+def check_prompt(request: GenerationRequest) -> None:
+    """Refuse a prompt whose tags cannot be what was meant.
+
+    Raises:
+        PromptError: with the first such finding.
+    """
+    variant = get_variant(request.variant)
+    for finding in lint(request.prompt, Dialect(variant.caption_dialect), variant.duration):
+        if finding.severity is Severity.ERROR and finding.code is not Code.OTHER_DIALECT:
+            raise PromptError(finding.message, "Mend it under the prompt.")
+
+
+def _new_seed() -> int:
+    return secrets.randbelow(10**9)  # of all seeds: those that a person can read out
+
+
+def _build_first_frame() -> dict[str, Any]:
+    with gr.Accordion("First frame", open=False):
+        picture = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard", "webcam"], height=240)
+        draw = gr.Checkbox(label="Have it drawn by FLUX before the clip is made", value=False)
+        with gr.Row():
+            prompt = gr.Textbox(
+                label="What FLUX draws", placeholder="the clip's prompt, without speech and sound", lines=2, scale=3
+            )
+            seed = gr.Textbox(label="Its seed", placeholder="the clip's", max_lines=1)
+    return {"image": picture, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed}
+
+
+def _outlook(request: GenerationRequest, plan: ExecutionPlan, missing: str) -> str:
+    variant = get_variant(request.variant)
+    height, width = plan.size
+    picture = "sound only" if request.modality == "audio" else f"{width} × {height}"
+    memory = plan.peak_gpu_bytes or plan.peak_host_bytes
+    where = "card memory" if plan.peak_gpu_bytes else "memory"
+    line = f"<b>{_time(plan.seconds * request.takes)}</b>, {gigabytes(memory)} {where}"
+    reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in (*plan.reasons, *plan.rejected))
+    first = f'<p class="ovi-bad">{html.escape(missing)}</p>' if missing else ""
+    return (
+        f'{first}<details class="ovi-outlook"><summary>{picture}, {variant.duration:.0f} s · about {line} on '
+        f"{html.escape(plan.device_name)}</summary><ul>{reasons}</ul></details>"
+    )
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 3600:
+        return f"{round(seconds / 60)} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,32 @@
+"""How the page listens to its events: quietly, privately, and with errors told as sentences."""
+
+import html
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import gradio as gr
+
+from ovi_studio.errors import InvalidInputError, OviStudioError
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
+    """Call `handler` at `event`: no overlay hides the page, and no program can call it by name."""
+    event(told(handler), inputs, outputs, show_progress="hidden", queue=False, api_visibility="private")
+
+
+def told(handler: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
+    """The boundary of the page: our errors become a message on it. Messages are text: markup in them is escaped."""
+
+    @wraps(handler)
+    def guarded(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
+        try:
+            return handler(*arguments, **named)
+        except OviStudioError as error:
+            title = "Please change this" if isinstance(error, InvalidInputError) else "That did not work"
+            raise gr.Error(html.escape(str(error)), title=title, print_exception=False) from error
+
+    return guarded

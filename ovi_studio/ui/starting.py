@@ -1,0 +1,99 @@
+"""Examples and presets: something to start from, and a way back to what one had."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from ovi_studio.errors import InvalidInputError
+from ovi_studio.presets import Preset, builtin_presets, save_preset, user_presets
+from ovi_studio.request import GenerationRequest
+from ovi_studio.studio.frames import Frames
+from ovi_studio.ui.form import Form, Values
+from ovi_studio.ui.handling import on
+
+
+class Starting:
+    """Make it where it shall stand, inside of `gr.Blocks`."""
+
+    def __init__(self) -> None:
+        self._before: gr.State = gr.State(None)  # the request that stood in the form
+        with gr.Accordion("Examples and presets", open=False):
+            self._choice = gr.Dropdown(_choices(), value=None, label="Start from", filterable=True)
+            self._about = gr.Markdown(visible=False)
+            with gr.Row():
+                self._use = gr.Button("Use its prompt and settings", size="sm")
+                self._use_settings = gr.Button("Only its settings", size="sm")
+                self._back = gr.Button("Back to what I had", size="sm", visible=False)
+            with gr.Row(equal_height=True):
+                self._title = gr.Textbox(label="Save what stands here as a preset", placeholder="Title", scale=3)
+                self._save = gr.Button("Save", size="sm", scale=1, min_width=80)
+
+    def wire(self, form: Form, frames: Frames) -> None:
+        """Listen to what happens here; `form` is what is filled."""
+        self._form = form
+        self._frames = frames
+        filled = [*form.inputs, form.shown_variant, self._before, self._back]
+        on(self._choice.change, _about, self._choice, self._about)
+        on(self._use.click, self._take_all, form.inputs | {self._choice}, filled)
+        on(self._use_settings.click, self._take_settings, form.inputs | {self._choice}, filled)
+        on(self._back.click, self._go_back, self._before, filled)
+        on(self._save.click, self._store, form.inputs | {self._title}, [self._choice, self._title])
+
+    def _take_all(self, values: Values) -> dict[Any, Any]:
+        return self._filled(values, _preset(values[self._choice]).request(), prompt=True)
+
+    def _take_settings(self, values: Values) -> dict[Any, Any]:
+        preset = _preset(values[self._choice])
+        model = preset.settings.get("variant", values[self._form.variant])
+        return self._filled(values, preset.request(model), prompt=False)
+
+    def _filled(self, values: Values, request: GenerationRequest, *, prompt: bool) -> dict[Any, Any]:
+        if "variant" not in _preset(values[self._choice]).settings:  # it is about no model: the chosen one stays
+            request = _preset(values[self._choice]).request(values[self._form.variant])
+        updates = self._form.filled(request, prompt=prompt)
+        return updates | {self._before: self._had(values), self._back: gr.update(visible=True)}
+
+    def _had(self, values: Values) -> str | None:
+        """What stands in the form; None where that is nothing that could be asked for."""
+        try:
+            return self._form.request(values, self._frames, keep_seed=True).model_dump_json()
+        except InvalidInputError:
+            return None
+
+    def _go_back(self, before: str | None) -> dict[Any, Any]:
+        if before is None:
+            return {self._back: gr.update(visible=False)}
+        request = GenerationRequest.from_json(before)
+        return self._form.filled(request) | {self._before: None, self._back: gr.update(visible=False)}
+
+    def _store(self, values: Values) -> tuple[Any, str]:
+        preset = save_preset(values[self._title] or "", self._form.request(values, self._frames))
+        gr.Info("The preset is saved: it stands with the others.")
+        return gr.update(choices=_choices(), value=preset.name), ""
+
+
+def _presets() -> Mapping[str, Preset]:
+    own, _ = user_presets()
+    return {preset.name: preset for preset in (*own, *builtin_presets())}
+
+
+def _choices() -> list[tuple[str, str]]:
+    return [(f"{preset.title} (yours)" if preset.own else preset.title, name) for name, preset in _presets().items()]
+
+
+def _preset(name: str | None) -> Preset:
+    preset = _presets().get(name or "")
+    if preset is None:
+        raise InvalidInputError("No preset is chosen.", "Choose one to start from.")
+    return preset
+
+
+def _about(name: str | None) -> Any:
+    preset = _presets().get(name or "")
+    return gr.update(value="" if preset is None else _plain(preset.description), visible=preset is not None)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is: a preset may be a stranger's."""
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]()<>#+-.!|~$&" else letter for letter in text)

@@ -1,0 +1,153 @@
+"""The right side of the Create tab: the run under way, the clip that is looked at, two clips compared, recent clips."""
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from ovi_studio.errors import OviStudioError
+from ovi_studio.studio.desk import Desk
+from ovi_studio.studio.job import Job
+from ovi_studio.studio.library import Filter
+from ovi_studio.ui import widgets
+from ovi_studio.ui.clips import shown_clip, shown_pair, shown_strip
+from ovi_studio.ui.handling import on
+
+_RECENT = 24  # clips in the strip; guessed
+Updates = dict[Any, Any]
+
+
+class Viewer:
+    """Make it where it shall stand, inside of `gr.Blocks`.
+
+    Args:
+        desk: where the clips are.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.shown = gr.State("")  # id of the job that is looked at
+        self._stage = widgets.stage()
+        with gr.Row(visible=False) as self._run_buttons:
+            self._stop = gr.Button("Stop", elem_id="stop", size="sm")
+            self._keep = gr.Button("Keep what there is", size="sm")
+        self._compare = widgets.compare()
+        self._result = widgets.result()
+        with gr.Row(visible=False, elem_classes="ovi-tools") as self._tools:
+            self._favourite = gr.Button("☆ Favourite", size="sm", min_width=90)
+            self.reuse = gr.Button("Use these settings", size="sm", min_width=90)
+            self.more = gr.Button("More takes", size="sm", min_width=90)
+            self.go_on = gr.Button("Continue from the last frame", size="sm", min_width=90)
+        self._name = gr.Textbox(label="Name", placeholder="Name this clip", max_lines=1, visible=False)
+        self._failure = gr.HTML(visible=False)
+        self._retry = gr.Button("Try again", size="sm", visible=False)
+        self.strip = widgets.strip()
+
+    def wire(self, page: gr.Blocks) -> None:
+        """Listen to what happens here, and to the page being opened."""
+        screen = [
+            self._compare, self._result, self._tools, self._favourite, self.go_on, self._name, self._failure,
+            self._retry, self.strip, self.shown,
+        ]  # fmt: skip
+        on(page.load, self._open, None, screen)
+        on(self._stage.change, self._follow, [self._stage, self.shown], [*screen, self._run_buttons])
+        on(self._stop.click, self._cancel, self._stage)
+        on(self._keep.click, self._keep_what_there_is, self._stage)
+        on(self.strip.select, self._pick, [self.strip, self.shown], screen)
+        on(self._favourite.click, self._mark, self.shown, screen)
+        on(self._name.submit, self._rename, [self.shown, self._name], screen)
+        on(self._retry.click, self._try_again, self.shown, screen)
+
+    def recent(self) -> dict[str, Any]:
+        """The strip's value as it is now."""
+        over = Filter(("done", "failed"))
+        return shown_strip(self._desk.library.page(over, size=_RECENT).jobs)
+
+    # --- Showing ----------------------------------------------------------------------------------------------
+
+    def _open(self) -> Updates:
+        """For somebody who has just come: the newest clip, unless one is in the making."""
+        now = self._desk.snapshot()
+        newest = next((job for job in now.ended if job.status == "done"), None)
+        return self._nothing() if now.running or newest is None else self._show(newest)
+
+    def _show(self, job: Job) -> Updates:
+        """The job's clip, or why there is none."""
+        if job.status == "done":
+            try:
+                clip = shown_clip(job)
+            except OviStudioError as error:  # its file was moved, say: the page still opens
+                return self._show_failure(job, str(error))
+            return self._nothing() | {
+                self._result: clip,
+                self._tools: gr.update(visible=True),
+                self._favourite: "★ Favourite" if job.favourite else "☆ Favourite",
+                self.go_on: gr.update(visible=clip["has_picture"]),
+                self._name: gr.update(value=job.name, visible=True),
+                self.shown: job.id,
+            }
+        if job.status == "failed":
+            return self._show_failure(job, job.reason)
+        return self._nothing()
+
+    def _show_failure(self, job: Job, why: str) -> Updates:
+        text = f'<div class="ovi-trouble" role="alert">{html.escape(why)}</div>'
+        return self._nothing() | {
+            self._failure: gr.update(value=text, visible=True),
+            self._retry: gr.update(visible=True),
+            self.shown: job.id,
+        }
+
+    def _nothing(self) -> Updates:
+        return {
+            self._result: None,
+            self._tools: gr.update(visible=False),
+            self._name: gr.update(visible=False),
+            self._failure: gr.update(visible=False),
+            self._retry: gr.update(visible=False),
+            self.strip: self.recent(),
+            self.shown: "",
+        }
+
+    # --- What happens -----------------------------------------------------------------------------------------
+
+    def _follow(self, told: dict[str, str], shown: str) -> Updates:
+        """A run began or ended, as the stage tells."""
+        if told["state"] == "running":
+            return self._nothing() | {self._run_buttons: gr.update(visible=True), self._compare: None}
+        self._desk.forget_snapshot()
+        updates: Updates = {self._run_buttons: gr.update(visible=bool(self._desk.snapshot().running))}
+        job = self._desk.library.get(told["job"])
+        if job.status in ("done", "failed"):
+            return updates | self._show(job)
+        return updates | self._show_again(shown)
+
+    def _show_again(self, shown: str) -> Updates:
+        return self._show(self._desk.library.get(shown)) if shown else self._open()
+
+    def _pick(self, told: dict[str, Any], shown: str) -> Updates:
+        """A clip of the strip was clicked, or two were ticked."""
+        jobs = [self._desk.library.get(each) for each in told["ids"]]
+        if told["picked"] == "show":
+            return self._show(jobs[0]) | {self._compare: None}
+        if len(jobs) == 2:
+            return self._nothing() | {self._compare: shown_pair(jobs), self.shown: shown}
+        return self._show_again(shown) | {self._compare: None}
+
+    def _cancel(self, told: dict[str, str]) -> None:
+        self._desk.library.cancel(told["job"])
+
+    def _keep_what_there_is(self, told: dict[str, str]) -> None:
+        self._desk.library.keep_what_there_is(told["job"])
+
+    def _mark(self, shown: str) -> Updates:
+        self._desk.library.set_favourite(shown, not self._desk.library.get(shown).favourite)
+        return self._show(self._desk.library.get(shown))
+
+    def _rename(self, shown: str, name: str) -> Updates:
+        self._desk.library.rename(shown, name)
+        return self._show(self._desk.library.get(shown))
+
+    def _try_again(self, shown: str) -> Updates:
+        self._desk.library.retry(shown)
+        return self._nothing()
