@@ -108,6 +108,7 @@ class Desk:
         self._trouble = ""
         self._seen: tuple[float, Snapshot] | None = None
         self._looking = threading.Lock()
+        self.asking = threading.Lock()  # held from the look at what a visitor has to the asking for more
         with contextlib.ExitStack() as closing:
             make_folder(work)
             self.library = closing.enter_context(Library(library))
