@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovi_studio.errors import InvalidInputError, InvalidRequestError
+from ovi_studio.folders import make_folder
 from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.desk import Desk, Snapshot
 from ovi_studio.studio.job import WAITING, Job
@@ -217,8 +218,12 @@ class Visit:
         return wanted if self.person.is_owner else replace(wanted, owner=self.person.id)
 
     def _folder(self) -> Path | None:
-        """Where their clips go."""
-        return None if self.person.is_owner else default_outputs() / "visitors"
+        """Where their clips go, apart from the owner's."""
+        if self.person.is_owner:
+            return None
+        folder = default_outputs() / "visitors"
+        make_folder(folder)
+        return folder
 
     def _check(self, request: GenerationRequest, takes: int) -> None:
         """Whether a visitor may have `takes` more clips of this kind."""

@@ -4,7 +4,8 @@
                                └─ DoorMiddleware: hosts, origins, logins, addresses that nobody may fetch
 
 On loopback alone everyone is the owner. A page that others can reach has a password, unless its owner insists; the
-owner then logs in as "owner", or opens the owner's link. Visitors are told apart by a cookie that nobody can guess.
+owner then logs in as "owner", or opens the owner's link. Visitors are told apart by their account, or by a cookie
+that nobody can guess.
 """
 
 import asyncio
@@ -49,7 +50,8 @@ class Access:
     Args:
         host: address to listen on.
         share: whether a public link is made.
-        accounts: visitors' names and passwords; empty: any name with a password that is made up.
+        accounts: visitors' names and passwords.
+        made_up: visitors log in with any name and a password that is made up.
         owner_password: of the owner; None makes one up where it is needed.
         open_to_all: no password, as the owner insists.
     """
@@ -57,6 +59,7 @@ class Access:
     host: str = "127.0.0.1"
     share: bool = False
     accounts: tuple[tuple[str, str], ...] = ()
+    made_up: bool = False
     owner_password: str | None = None
     open_to_all: bool = False
 
@@ -123,11 +126,12 @@ class Door:
             raise InvalidInputError("You are not logged in.", "Log in, and try again.")
         if name == OWNER_NAME:
             return OWNER
+        if name in dict(self.access.accounts):
+            return _visitor(name, "")
         known = cookies.get(VISITOR_COOKIE, "")
         if len(known) < SECRET_BYTES:
             raise InvalidInputError("Your browser keeps no cookies.", "Allow them for this page, and open it again.")
-        digest = hashlib.sha256(f"{name}\0{known}".encode()).hexdigest()
-        return Person(f"visitor:{digest[:32]}", name)
+        return _visitor(name, known)
 
     def _logged_in(self, cookies: Mapping[str, str]) -> str | None:
         if self._server is None:
@@ -137,13 +141,24 @@ class Door:
         return next((name for name in found if name is not None), None)
 
 
+def _visitor(name: str, known_by: str) -> Person:
+    """Whose jobs are marked with what tells nothing of the cookie."""
+    digest = hashlib.sha256(f"{name}\0{known_by}".encode()).hexdigest()
+    return Person(f"visitor:{digest[:32]}", name)
+
+
 def _check(access: Access) -> None:
+    if access.leaves_this_machine and not (access.accounts or access.made_up or access.open_to_all):
+        raise InvalidInputError(
+            "Others could reach this page, and it has no password.",
+            "Give --auth name:password, --auth generate for one that is made up, or --no-password.",
+        )
     for name, password in access.accounts:
         if not name or not password or name == OWNER_NAME:
             raise InvalidInputError(
                 f"The account {name!r} cannot be.", "Write name:password; the owner's is --owner-password."
             )
-    if access.open_to_all and access.accounts:
+    if access.open_to_all and (access.accounts or access.made_up):
         raise InvalidInputError("There are accounts, and no password is wanted.", "Leave out one of the two.")
 
 

@@ -18,8 +18,13 @@ def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any
     event(told(handler), inputs, outputs, show_progress="hidden", queue=False, api_visibility="private")
 
 
-def told(handler: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
-    """The boundary of the page: our errors become a message on it. Messages are text: markup in them is escaped."""
+def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callable[Arguments, Answer]:
+    """The boundary of the page: our errors become a message on it.
+
+    Args:
+        handler: what may raise them.
+        markup: whether messages are shown as markup, as the page does: then what they hold is escaped.
+    """
 
     @wraps(handler)
     def guarded(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
@@ -27,6 +32,7 @@ def told(handler: Callable[Arguments, Answer]) -> Callable[Arguments, Answer]:
             return handler(*arguments, **named)
         except OviStudioError as error:
             title = "Please change this" if isinstance(error, InvalidInputError) else "That did not work"
-            raise gr.Error(html.escape(str(error)), title=title, print_exception=False) from error
+            message = html.escape(str(error)) if markup else str(error)
+            raise gr.Error(message, title=title, print_exception=False) from error
 
     return guarded
