@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from ovi_studio.errors import InvalidInputError
-from ovi_studio.folders import app_folders
+from ovi_studio.folders import app_folders, make_folder
 from ovi_studio.outputs import stem_for
 from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.job import COLUMNS, WAITING, Job, Order, Status, Wish, job_from_row
@@ -161,9 +161,37 @@ class Library:
         rows = self.store.rows(f"SELECT {COLUMNS} FROM jobs WHERE rowid IN ({marks}) ORDER BY {order}", chosen)
         return Page(tuple(map(job_from_row, rows)), total)
 
+    def ended(self, statuses: Sequence[Status], size: int) -> tuple[Job, ...]:
+        """The jobs that ended last in one of these ways, the last one first."""
+        marks = ", ".join("?" * len(statuses))
+        rows = self.store.rows(
+            f"SELECT {COLUMNS} FROM jobs INDEXED BY jobs_by_end WHERE finished IS NOT NULL AND status IN ({marks})"
+            " ORDER BY finished DESC LIMIT ?",
+            [*statuses, size],
+        )
+        return tuple(map(job_from_row, rows))
+
+    def tags(self, owner: str | None = None) -> tuple[str, ...]:
+        """The tags of finished clips, by name.
+
+        Args:
+            owner: only those of their clips.
+        """
+        condition, values = Filter(("done",), owner=owner).sql()
+        rows = self.store.rows(
+            f"SELECT DISTINCT each.value AS tag FROM jobs INDEXED BY jobs_by_age, json_each(jobs.tags) AS each"
+            f" WHERE {condition} AND jobs.tags <> '[]' ORDER BY each.value COLLATE NOCASE",
+            values,
+        )
+        return tuple(str(row["tag"]) for row in rows)
+
     def outputs(self) -> set[Path]:
         """The files of all clips, made or to be made."""
         return {Path(row["output"]) for row in self.store.rows("SELECT output FROM jobs")}
+
+    def has_output(self, path: Path) -> bool:
+        """Whether a job's clip is at `path`, or will be."""
+        return bool(self.store.rows("SELECT 1 FROM jobs WHERE output = ?", [str(path)]))
 
     def thumbnail(self, job_id: str) -> bytes | None:
         """A small JPEG of the clip; None where there is no picture, or no clip yet."""
@@ -192,8 +220,11 @@ class Library:
         return tuple(self.get(job_id) for job_id in ids)
 
     def ask(self, request: GenerationRequest, *, folder: Path | None = None, owner: str = "") -> tuple[Job, ...]:
-        """Put one request into the queue; its clips are named after the prompt."""
-        return self.add([Order(request, folder or default_outputs(), stem_for(request.prompt), owner=owner)])
+        """Put one request into the queue; its clips are named after the prompt. The usual folder is made if need be."""
+        if folder is None:
+            folder = default_outputs()
+            make_folder(folder)
+        return self.add([Order(request, folder, stem_for(request.prompt), owner=owner)])
 
     def again(self, job_id: str, takes: int) -> tuple[Job, ...]:
         """More takes of a job, with new seeds; they know what they are takes of."""
@@ -389,9 +420,14 @@ class _Names:
 
 def reserve_name(connection: sqlite3.Connection, job: Job) -> Path:
     """Another file name for a job, beside the one that it cannot have; within a transaction."""
-    path = _Names(connection).free(job.output.parent, job.output.stem, f"{job.id}-{secrets.token_hex(4)}")
+    path = free_name(connection, job.output, job.id)
     connection.execute("UPDATE jobs SET output = ? WHERE id = ?", [str(path), job.id])
     return path
+
+
+def free_name(connection: sqlite3.Connection, path: Path, job_id: str) -> Path:
+    """A name like `path` that no job and no file has; within a transaction."""
+    return _Names(connection).free(path.parent, path.stem, f"{job_id}-{secrets.token_hex(4)}")
 
 
 def _insert(connection: sqlite3.Connection, names: _Names, order: Order) -> str:

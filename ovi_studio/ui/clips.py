@@ -41,7 +41,12 @@ def shown_pair(jobs: Iterable[Job]) -> list[Shown]:
     pair = list(jobs)
     facts = [dict(_facts(job, job.request)) for job in pair]
     return [
-        {"id": job.id, "title": title_of(job), "differs": _differences(own, other)}
+        {
+            "id": job.id,
+            "title": title_of(job),
+            "has_picture": job.request.modality != "audio",
+            "differs": _differences(own, other),
+        }
         for job, own, other in zip(pair, facts, reversed(facts), strict=True)
     ]
 
@@ -92,9 +97,14 @@ def _peaks(job: Job) -> list[float]:
     return [round(float(peak), 3) for peak in abs(waveform_peaks(job.output, _PEAKS)).max(axis=1)]
 
 
-def _downloads(job: Job, *, picture: bool, sound: bool) -> list[tuple[str, str]]:
-    clip = f"studio/clip/{job.id}"
-    links = [("Clip (mp4)", f"{clip}.mp4")]
-    links += [("Sound (wav)", f"{clip}.wav")] if sound else []
-    links += [("First frame", f"{clip}/first.png"), ("Last frame", f"{clip}/last.png")] if picture else []
+def _downloads(job: Job, *, picture: bool, sound: bool) -> list[tuple[str, str, str]]:
+    """What each is called, where it is, and the name of its file."""
+    clip, stem = f"studio/clip/{job.id}", job.output.stem
+    links = [("Clip (mp4)", f"{clip}.mp4", f"{stem}.mp4")]
+    links += [("Sound (wav)", f"{clip}.wav", f"{stem}.wav")] if sound else []
+    if picture:
+        links += [
+            (f"{which} frame", f"{clip}/{which.lower()}.png", f"{stem} {which.lower()} frame.png")
+            for which in ("First", "Last")
+        ]
     return links

@@ -5,7 +5,6 @@ right  the run, the clip, recent clips: `viewer.py`
 """
 
 import html
-import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,14 +13,14 @@ import gradio as gr
 from ovi_studio.errors import InvalidInputError, OviStudioError, PromptError
 from ovi_studio.lint import Code, Severity, lint
 from ovi_studio.prompt import Dialect
-from ovi_studio.request import SEEDS, GenerationRequest
+from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
 from ovi_studio.studio.desk import Desk
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui import editor, form, widgets
 from ovi_studio.ui.adapters import AdapterChoice
 from ovi_studio.ui.form import Form, Values
-from ovi_studio.ui.handling import on
+from ovi_studio.ui.handling import on, on_any
 from ovi_studio.ui.rewriting import Rewriting
 from ovi_studio.ui.starting import Starting
 from ovi_studio.ui.viewer import Viewer
@@ -70,69 +69,69 @@ class Create:
         with gr.Column(elem_classes="ovi-card"):
             self._starting = Starting()
             self._rewriting = Rewriting()
-            parts = _build_first_frame()
+            parts = form.build_first_frame()
         parts |= form.build_choices(self._missing)
-        with gr.Row(equal_height=True):
-            parts["seed"] = gr.Number(_new_seed, label="Seed", precision=0, minimum=0, maximum=SEEDS - 1, min_width=150)
-            with gr.Column(min_width=120, scale=0):
-                parts["keep_seed"] = gr.Checkbox(label="Keep it", value=False)
-                self._roll = gr.Button("⚄ Roll", size="sm", min_width=80)
-            parts["takes"] = gr.Slider(1, form.MAX_PAGE_TAKES, 1, step=1, label="Takes", min_width=150)
+        seed_and_takes, self._roll = form.build_seed_and_takes()
+        parts |= seed_and_takes
         with gr.Column(elem_classes="ovi-card"), gr.Accordion("Advanced", open=False):
             parts |= form.build_advanced()
             self._adapters = AdapterChoice(adapters)
-        return Form(prompt=prompt, adapters=self._adapters.table, shown_variant=gr.State(form.START), **parts)
+        return Form(
+            frames=self._frames, prompt=prompt, adapters=self._adapters.table, chosen_adapters=self._adapters.choice,
+            shown_variant=gr.State(form.START), **parts,
+        )  # fmt: skip
 
     def wire(self, page: gr.Blocks) -> None:
         """Listen to everything."""
         wanted = self._form
         self._viewer.wire(page)
-        self._starting.wire(wanted, self._frames)
+        self._starting.wire(wanted)
         self._rewriting.wire(page, wanted.prompt, wanted.variant)
         self._adapters.wire()
-        filled = [*wanted.inputs, wanted.shown_variant]
 
         # 1. Choosing, and what it will take
-        on(wanted.variant.change, wanted.for_variant, {*wanted.inputs, wanted.shown_variant}, filled)
-        on(self._roll.click, lambda: (_new_seed(), True), None, [wanted.seed, wanted.keep_seed])
-        for component in wanted.that_change_the_plan:
-            on(component.change, self._look_ahead, wanted.inputs, self._outlook)
-        on(wanted.own_size.blur, self._look_ahead, wanted.inputs, self._outlook)
-        on(page.load, self._look_ahead, wanted.inputs, self._outlook)
+        on(wanted.variant.change, wanted.for_variant, {*wanted.inputs, wanted.shown_variant}, wanted.all)
+        size = {wanted.size, wanted.own_size}
+        on_any([wanted.own_size.blur, wanted.own_size.submit], wanted.for_own_size, {*size, wanted.variant}, [*size])
+        on(self._roll.click, lambda: (form.new_seed(), True), None, [wanted.seed, wanted.keep_seed])
+        deciding = [page.load, *(component.change for component in wanted.that_change_the_plan)]
+        on_any(deciding, self._look_ahead, wanted.inputs, self._outlook)
 
         # 2. Making
-        on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, self._viewer.strip])
+        on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, *self._viewer.screen])
 
         # 3. Going on from a clip
-        on(self._viewer.reuse.click, self._reuse, self._viewer.shown, filled)
+        on(self._viewer.reuse.click, self._reuse, self._viewer.shown, wanted.all)
         on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
         on(self._viewer.go_on.click, self._go_on, self._viewer.shown, [wanted.image, wanted.draw_frame])
 
         # 4. What was written survives the browser's being closed
-        for event in (wanted.prompt.input, wanted.variant.change, self._generate.click):
-            on(event, self._put_by, wanted.inputs, self._draft)
-        on(page.load, self._recall, self._draft, filled)
+        written = [wanted.prompt.input, self._generate.click, *deciding[1:]]
+        on_any(written, self._put_by, wanted.inputs, self._draft)
+        on(page.load, self._recall, self._draft, wanted.all)
 
     # --- What happens -----------------------------------------------------------------------------------------
 
     def _look_ahead(self, values: Values) -> str:
         """What the run will take, in a line; more on a click."""
         try:
-            request = self._form.request({**values, self._form.prompt: values[self._form.prompt] or "…"}, self._frames)
+            request = self._form.request({**values, self._form.prompt: values[self._form.prompt] or "…"})
             return _outlook(request, self._plan(request.replace(takes=1)), self._missing.get(request.variant, ""))
         except OviStudioError as error:
             return f'<div class="ovi-outlook"><span class="ovi-bad">{html.escape(str(error))}</span></div>'
 
-    def _ask(self, values: Values) -> tuple[int, Any]:
+    def _ask(self, values: Values) -> dict[Any, Any]:
         """Put it into the queue; the seed that is drawn is shown."""
-        request = self._form.request(values, self._frames)
+        request = self._form.request(values)
         check_prompt(request)
-        busy = bool(self._desk.snapshot().running)
+        now = self._desk.snapshot()
         first, *_ = self._desk.library.ask(request)
         self._desk.forget_snapshot()
-        if busy:
-            gr.Info("It is queued, and is made after what waits before it.")
-        return first.seed, self._viewer.recent()
+        seed = {self._form.seed: first.seed}
+        if not now.running:
+            return seed | self._viewer.cleared()
+        gr.Info("It is queued, and is made after what waits before it.")
+        return seed
 
     def _reuse(self, shown: str) -> dict[Any, Any]:
         return self._form.filled(self._desk.library.get(shown).request)
@@ -144,21 +143,22 @@ class Create:
 
     def _go_on(self, shown: str) -> tuple[str, bool]:
         gr.Info("The last frame is the new clip's first one. Write what happens next.")
-        return str(self._frames.keep_last(self._desk.library.get(shown).output)), False
+        return widgets.shown_picture(self._frames.keep_last(self._desk.library.get(shown).output)), False
 
     def _put_by(self, values: Values) -> Any:
         try:
-            return self._form.request(values, self._frames).model_dump_json()
+            return self._form.request(values).model_dump_json()
         except InvalidInputError:  # half-written: the last whole draft is kept
             return gr.skip()
 
     def _recall(self, draft: str | None) -> dict[Any, Any]:
+        seed = {self._form.seed: form.new_seed()}
         if not draft:
-            return {self._form.seed: gr.skip()}
+            return seed
         try:
-            return self._form.filled(GenerationRequest.from_json(draft))
+            return seed | self._form.filled(GenerationRequest.from_json(draft))
         except InvalidInputError:  # another version wrote it
-            return {self._form.seed: gr.skip()}
+            return seed
 
 
 def check_prompt(request: GenerationRequest) -> None:
@@ -171,22 +171,6 @@ def check_prompt(request: GenerationRequest) -> None:
     for finding in lint(request.prompt, Dialect(variant.caption_dialect), variant.duration):
         if finding.severity is Severity.ERROR and finding.code is not Code.OTHER_DIALECT:
             raise PromptError(finding.message, "Mend it under the prompt.")
-
-
-def _new_seed() -> int:
-    return secrets.randbelow(10**9)  # of all seeds: those that a person can read out
-
-
-def _build_first_frame() -> dict[str, Any]:
-    with gr.Accordion("First frame", open=False):
-        picture = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard", "webcam"], height=240)
-        draw = gr.Checkbox(label="Have it drawn by FLUX before the clip is made", value=False)
-        with gr.Row():
-            prompt = gr.Textbox(
-                label="What FLUX draws", placeholder="the clip's prompt, without speech and sound", lines=2, scale=3
-            )
-            seed = gr.Textbox(label="Its seed", placeholder="the clip's", max_lines=1)
-    return {"image": picture, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed}
 
 
 def _outlook(request: GenerationRequest, plan: ExecutionPlan, missing: str) -> str:

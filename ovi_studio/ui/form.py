@@ -5,21 +5,23 @@
 What stands at the model's own default is left open in the request, so that another model brings its own.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
 
-from ovi_studio.errors import InvalidRequestError
+from ovi_studio.errors import InvalidRequestError, MediaError
 from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame, Quality
 from ovi_studio.studio.frames import Frames
-from ovi_studio.ui.widgets import Choice, tiles
-from ovi_studio.variants import VARIANTS, Solver, Variant, get_variant, parse_size
+from ovi_studio.ui.adapters import shown_adapters
+from ovi_studio.ui.widgets import Choice, picture, shown_picture, tiles
+from ovi_studio.variants import VARIANTS, Size, Solver, Variant, get_variant, parse_size
 
 START = "nano"  # a new user has nothing else
-MAX_PAGE_TAKES = 16  # guessed: more is a batch's business
 _DEFAULTS = (
     "num_inference_steps", "solver", "shift", "video_guidance_scale", "audio_guidance_scale", "slg_layer",
     "video_negative_prompt", "audio_negative_prompt",
@@ -31,6 +33,7 @@ Values = Mapping[Any, Any]  # component → what stands in it
 class Form:
     """Every input of the Create tab; the names are those of the request's fields where there is one."""
 
+    frames: Frames  # keeps the pictures that clips start from
     prompt: gr.HTML
     variant: gr.HTML
     modality: gr.HTML
@@ -42,17 +45,18 @@ class Form:
     frame_seed: gr.Textbox
     seed: gr.Number
     keep_seed: gr.Checkbox
-    takes: gr.Slider
-    num_inference_steps: gr.Slider
+    takes: gr.Number
+    num_inference_steps: gr.Number
     solver: gr.Dropdown
-    shift: gr.Slider
-    video_guidance_scale: gr.Slider
-    audio_guidance_scale: gr.Slider
-    slg_layer: gr.Slider
+    shift: gr.Number
+    video_guidance_scale: gr.Number
+    audio_guidance_scale: gr.Number
+    slg_layer: gr.Number
     video_negative_prompt: gr.Textbox
     audio_negative_prompt: gr.Textbox
     adapters: gr.Dataframe
     quality: gr.Radio
+    chosen_adapters: gr.Dropdown  # the same as the table's rows, to choose them by
     shown_variant: gr.State  # the model that the other inputs were last made for
 
     @property
@@ -61,107 +65,127 @@ class Form:
         return {getattr(self, name) for name in _INPUTS}
 
     @property
+    def all(self) -> list[Any]:
+        """The same and what follows from them, as the outputs of an event that fills the form."""
+        return [*self.inputs, self.chosen_adapters, self.shown_variant]
+
+    @property
     def that_change_the_plan(self) -> tuple[Any, ...]:
         """Those whose change changes what a run takes."""
         return (
             self.variant, self.modality, self.size, self.takes, self.quality, self.num_inference_steps, self.image,
-            self.draw_frame, self.video_guidance_scale,
+            self.draw_frame, self.video_guidance_scale, self.audio_guidance_scale, self.adapters,
         )  # fmt: skip
 
-    def request(self, values: Values, frames: Frames, *, keep_seed: bool | None = None) -> GenerationRequest:
+    def request(self, values: Values) -> GenerationRequest:
         """What the form asks for.
-
-        Args:
-            values: what stands in the components.
-            frames: keeps the picture that the clip starts from.
-            keep_seed: whether the seed counts; None goes by the form.
 
         Raises:
             InvalidInputError: it cannot be.
         """
         told = {name: values[getattr(self, name)] for name in _INPUTS}
         variant = get_variant(told["variant"])
-        keep = told["keep_seed"] if keep_seed is None else keep_seed
         settings = {name: _open(told[name], getattr(variant.defaults, name)) for name in _DEFAULTS}
-        size = (told["own_size"] or "").strip() or told["size"]
+        size = (told["own_size"] or "").strip() or told["size"]  # typed, and not yet a tile
         return GenerationRequest.create(
             prompt=to_dialect(told["prompt"] or "", Dialect(variant.caption_dialect)),
             variant=variant.name,
             modality=told["modality"],
             size=tuple(parse_size(size)) if size else None,
-            first_frame=_first_frame(told, frames),
-            seed=int(told["seed"]) if keep and told["seed"] is not None else None,
-            takes=int(told["takes"]),
+            first_frame=_first_frame(told, self.frames),
+            seed=int(told["seed"]) if told["keep_seed"] and told["seed"] is not None else None,
+            takes=1 if told["takes"] is None else int(told["takes"]),
             adapters=_adapters(told["adapters"]),
             quality=told["quality"],
             **settings,
         )
 
-    def filled(self, request: GenerationRequest, *, prompt: bool = True) -> dict[Any, Any]:
-        """Updates that make the form show `request`; a picture that is only known by name is left out.
+    def filled(self, request: GenerationRequest, *, prompt: str | None = None) -> dict[Any, Any]:
+        """Updates that make the form show `request`; a picture that is not on this machine is left out.
 
         Args:
             request: what to show.
-            prompt: whether its prompt too.
+            prompt: shown in place of the request's, in its model's dialect.
         """
         variant = get_variant(request.variant)
         frame = request.first_frame
-        drawn = isinstance(frame, GeneratedFrame)
+        drawn = frame if isinstance(frame, GeneratedFrame) else GeneratedFrame()
+        updates: dict[Any, Any] = {
+            self.image: self._picture_of(frame) if isinstance(frame, ImageFrame) else None,
+            self.draw_frame: isinstance(frame, GeneratedFrame),
+            self.frame_prompt: drawn.prompt or "",
+            self.frame_seed: "" if drawn.seed is None else str(drawn.seed),
+            self.takes: request.takes,
+            **self.filled_settings(request),
+        }
+        shown = request.prompt if prompt is None else to_dialect(prompt, Dialect(variant.caption_dialect))
+        updates[self.prompt] = gr.update(value=shown, **editor_props(variant))
+        if request.seed is not None:
+            updates |= {self.seed: request.seed, self.keep_seed: True}
+        return updates
+
+    def filled_settings(self, request: GenerationRequest) -> dict[Any, Any]:
+        """The same for what a preset settles: neither prompt nor seed, takes and first frame."""
+        variant = get_variant(request.variant)
         updates: dict[Any, Any] = {
             self.variant: request.variant,
             self.shown_variant: request.variant,
             self.modality: request.modality,
-            self.image: frame.path if isinstance(frame, ImageFrame) else None,
-            self.draw_frame: drawn,
-            self.frame_prompt: (frame.prompt or "") if isinstance(frame, GeneratedFrame) else "",
-            self.frame_seed: str(frame.seed or "") if isinstance(frame, GeneratedFrame) else "",
-            self.takes: min(request.takes, MAX_PAGE_TAKES),
             self.quality: request.quality,
-            self.adapters: [[each.id, each.strength, each.tower] for each in request.adapters],
-            **self._shown_size(request, variant),
+            **shown_adapters(self.chosen_adapters, self.adapters, request.adapters),
         }
-        if prompt:
-            updates[self.prompt] = gr.update(value=request.prompt, **editor_props(variant))
-        if request.seed is not None:
-            updates |= {self.seed: request.seed, self.keep_seed: True}
         for name in _DEFAULTS:
             chosen = getattr(request, name)
             updates[getattr(self, name)] = getattr(variant.defaults, name) if chosen is None else chosen
-        updates[self.slg_layer] = gr.update(value=updates[self.slg_layer], maximum=variant.transformer.num_layers - 1)
-        return updates
+        asked = request.size is not None or request.aspect is not None
+        return updates | self._shown_size(request.clip_size() if asked else None, variant)
 
-    def _shown_size(self, request: GenerationRequest, variant: Variant) -> dict[Any, Any]:
-        wanted = "" if request.size is None and request.aspect is None else str(request.clip_size())
-        choices = size_choices(variant)
-        offered = any(choice["value"] == wanted for choice in choices)
-        return {
-            self.size: gr.update(value=wanted if offered else "", choices=choices),
-            self.own_size: "" if offered else wanted,
-        }
+    def for_own_size(self, values: Values) -> dict[Any, Any]:
+        """Updates once a size was typed: it becomes a tile, as it snaps, and the chosen one.
+
+        Raises:
+            InvalidInputError: it is no size.
+        """
+        typed = (values[self.own_size] or "").strip()
+        variant = get_variant(values[self.variant])
+        return self._shown_size(variant.snap_size(*parse_size(typed)), variant) if typed else {self.own_size: ""}
 
     def for_variant(self, values: Values) -> dict[Any, Any]:
         """Updates for a new model: its sizes and dialect; what stood at the old model's default takes the new one's."""
         old, new = get_variant(values[self.shown_variant]), get_variant(values[self.variant])
         if old == new:  # the form was filled with it already
             return {self.shown_variant: new.name}
+        written = values[self.prompt] or ""
+        prompt = to_dialect(written, Dialect(new.caption_dialect))
+        changed = {} if prompt == written else {"value": prompt}  # somebody may be writing
         updates: dict[Any, Any] = {
-            self.prompt: gr.update(
-                value=to_dialect(values[self.prompt] or "", Dialect(new.caption_dialect)), **editor_props(new)
-            ),
-            self.size: gr.update(value="", choices=size_choices(new)),
+            self.prompt: gr.update(**changed, **editor_props(new)),
             self.shown_variant: new.name,
+            **self._shown_size(None, new),
         }
         for name in _DEFAULTS:
             component = getattr(self, name)
             if values[component] == getattr(old.defaults, name):
                 updates[component] = getattr(new.defaults, name)
         layer: Any = updates.get(self.slg_layer, values[self.slg_layer])
-        last = new.transformer.num_layers - 1
-        updates[self.slg_layer] = gr.update(value=min(layer, last), maximum=last)
+        updates[self.slg_layer] = min(layer or 0, new.transformer.num_layers - 1)
         return updates
 
+    def _shown_size(self, size: Size | None, variant: Variant) -> dict[Any, Any]:
+        """`size` as the chosen tile, among those that the model offers; None: it comes by itself."""
+        choices = size_choices(variant, size)
+        return {self.size: gr.update(value="" if size is None else str(size), choices=choices), self.own_size: ""}
 
-_INPUTS = tuple(field.name for field in fields(Form) if field.name != "shown_variant")
+    def _picture_of(self, frame: ImageFrame) -> str | None:
+        """The picture as its component shows it; None where it is known by name only, or gone."""
+        try:
+            return shown_picture(self.frames.keep(frame.path).path or "") if frame.path else None
+        except MediaError:
+            return None
+
+
+_NO_INPUTS = ("frames", "chosen_adapters", "shown_variant")
+_INPUTS = tuple(field.name for field in fields(Form) if field.name not in _NO_INPUTS)
 
 
 def _open(value: Any, default: Any) -> Any:
@@ -177,7 +201,15 @@ def _first_frame(told: Mapping[str, Any], frames: Frames) -> ImageFrame | Genera
         if seed and not seed.isdecimal():
             raise InvalidRequestError("The seed of the first frame is not a whole number.", "Clear it, or give one.")
         return GeneratedFrame(prompt=prompt or None, seed=int(seed) if seed else None)
-    return frames.keep(told["image"]) if told["image"] else None
+    return _kept(Path(told["image"]), frames) if told["image"] else None
+
+
+def _kept(picture: Path, frames: Frames) -> ImageFrame:
+    """An uploaded picture; it is called by its name, as the place it passes through tells nobody anything."""
+    try:
+        return frames.keep(picture)
+    except MediaError as error:
+        raise MediaError(error.problem.replace(str(picture), picture.name), error.remedy) from error
 
 
 def _adapters(rows: Sequence[Sequence[Any]]) -> tuple[Adapter, ...]:
@@ -209,20 +241,24 @@ def _facts(variant: Variant) -> str:
     return "ready" if variant.trained else "untrained: expect noise"
 
 
-def size_choices(variant: Variant) -> list[Choice]:
-    """The sizes that a model offers, as tiles in their shape."""
+def size_choices(variant: Variant, own: Size | None = None) -> list[Choice]:
+    """The sizes that a model offers, and a person's own, as tiles in their shape."""
     usual = variant.default_size
     choices: list[Choice] = [
-        {"value": "", "label": "As it comes", "hint": f"the picture's, or {usual.width}×{usual.height}", "sign": "◰"}
-    ]
-    choices += [
-        {"value": str(size), "label": f"{size.width} × {size.height}", "hint": _shape(size), "shape": list(size)}
-        for size in variant.sizes
-    ]
-    return choices
+        {
+            "value": "", "label": "Automatic", "hint": f"{usual.width} × {usual.height}", "sign": "◰",
+            "title": f"The shape of the first frame; without one {usual.width} × {usual.height}",
+        }
+    ]  # fmt: skip
+    choices += [_size_choice(size, _shape(size)) for size in variant.sizes]
+    return choices if own is None or own in variant.sizes else [*choices, _size_choice(own, "your own")]
 
 
-def _shape(size: Any) -> str:
+def _size_choice(size: Size, hint: str) -> Choice:
+    return {"value": str(size), "label": f"{size.width} × {size.height}", "hint": hint, "shape": list(size)}
+
+
+def _shape(size: Size) -> str:
     return "square" if size.width == size.height else "wide" if size.width > size.height else "tall"
 
 
@@ -242,30 +278,53 @@ def build_choices(missing: Mapping[str, str]) -> dict[str, Any]:
 
 
 def build_advanced() -> dict[str, Any]:
-    """The rest of the settings, drawn where this is called."""
-    variant = get_variant(START)
-    usual = variant.defaults
+    """The rest of the settings, drawn where this is called. What they may be, the request knows and says."""
+    usual = get_variant(START).defaults
+    made: dict[str, Any] = {}
     with gr.Row():
-        made: dict[str, Any] = {
-            "num_inference_steps": gr.Slider(1, 200, usual.num_inference_steps, step=1, label="Steps"),
-            "solver": gr.Dropdown(list(get_args(Solver)), value=usual.solver, label="Solver"),
-            "shift": gr.Slider(0.1, 20, usual.shift, step=0.1, label="Shift"),
-        }
+        made["num_inference_steps"] = _number("Steps", usual.num_inference_steps, whole=True)
+        made["solver"] = gr.Dropdown(list(get_args(Solver)), value=usual.solver, label="Solver", min_width=120)
+        made["shift"] = _number("Shift", usual.shift, step=0.5)
     with gr.Row():
-        made["video_guidance_scale"] = gr.Slider(1, 15, usual.video_guidance_scale, step=0.1, label="Guidance: picture")
-        made["audio_guidance_scale"] = gr.Slider(1, 15, usual.audio_guidance_scale, step=0.1, label="Guidance: sound")
-        made["slg_layer"] = gr.Slider(
-            0, variant.transformer.num_layers - 1, usual.slg_layer, step=1,
-            label="Skipped block",
-        )  # fmt: skip
+        made["video_guidance_scale"] = _number("Picture guidance", usual.video_guidance_scale, step=0.5)
+        made["audio_guidance_scale"] = _number("Sound guidance", usual.audio_guidance_scale, step=0.5)
+        made["slg_layer"] = _number("Skipped block", usual.slg_layer, whole=True)
     with gr.Row():
         made["video_negative_prompt"] = gr.Textbox(usual.video_negative_prompt, label="Not to be seen", lines=2)
         made["audio_negative_prompt"] = gr.Textbox(usual.audio_negative_prompt, label="Not to be heard", lines=2)
     with gr.Row():
-        made["own_size"] = gr.Textbox(
-            label="Own size", placeholder="height x width, such as 704x1280", info="Snaps to what the model can make"
-        )
-        made["quality"] = gr.Radio(
-            list(get_args(Quality)), value="auto", label="Wish", info="How the machine is used",
-        )  # fmt: skip
+        made["own_size"] = gr.Textbox(label="Own size", placeholder="height x width, as 704x1280", max_lines=1)
+        made["quality"] = gr.Radio(list(get_args(Quality)), value="auto", label="How the machine is used")
     return made
+
+
+def _number(label: str, value: float, *, step: float = 1, whole: bool = False) -> gr.Number:
+    return gr.Number(value, label=label, step=step, precision=0 if whole else None, min_width=120)
+
+
+def build_first_frame() -> dict[str, Any]:
+    """The picture that the clip starts from, drawn where this is called."""
+    with gr.Accordion("First frame", open=False):
+        image = picture("Picture")
+        draw = gr.Checkbox(label="Have it drawn by FLUX before the clip is made", value=False)
+        with gr.Row():
+            prompt = gr.Textbox(
+                label="What FLUX draws", placeholder="the clip's prompt, without speech and sound", lines=2, scale=3
+            )
+            seed = gr.Textbox(label="Its seed", placeholder="the clip's", max_lines=1, min_width=100)
+    return {"image": image, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed}
+
+
+def build_seed_and_takes() -> tuple[dict[str, Any], gr.Button]:
+    """Seed and takes, and the button that draws a new seed, drawn where this is called."""
+    with gr.Row(elem_classes="ovi-line"):
+        seed = gr.Number(new_seed(), label="Seed", precision=0, min_width=130)
+        roll = gr.Button("⚄ Roll", size="sm", min_width=80, scale=0)
+        keep = gr.Checkbox(label="Keep it", value=False, min_width=100, scale=0)
+        takes = gr.Number(1, label="Takes", precision=0, min_width=80)
+    return {"seed": seed, "keep_seed": keep, "takes": takes}, roll
+
+
+def new_seed() -> int:
+    """Of all seeds one that a person can read out."""
+    return secrets.randbelow(10**9)

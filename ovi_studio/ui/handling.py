@@ -1,8 +1,8 @@
 """How the page listens to its events: quietly, privately, and with errors told as sentences."""
 
 import html
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
@@ -16,6 +16,11 @@ Answer = TypeVar("Answer")
 def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
     """Call `handler` at `event`: no overlay hides the page, and no program can call it by name."""
     event(told(handler), inputs, outputs, show_progress="hidden", queue=False, api_visibility="private")
+
+
+def on_any(events: Sequence[Any], handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
+    """The same at any of several events, one call at a time: of those that come meanwhile the last one counts."""
+    on(partial(gr.on, events, trigger_mode="always_last"), handler, inputs, outputs)
 
 
 def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callable[Arguments, Answer]:

@@ -6,7 +6,8 @@ serve(Settings()) → Desk (library, runner, engine in a worker) → Blocks → 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ovi_studio import __version__
 from ovi_studio.assets import data_path
 from ovi_studio.engine import Engine
 from ovi_studio.engine.worker import WorkerEngine
-from ovi_studio.errors import EngineError
+from ovi_studio.errors import EngineError, InvalidInputError
 from ovi_studio.folders import app_folders
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
@@ -27,6 +28,8 @@ from ovi_studio.studio.frames import Frames
 from ovi_studio.studio.library import default_library, default_outputs
 from ovi_studio.ui import theme, widgets
 from ovi_studio.ui.create import Create, PlanMaker
+from ovi_studio.ui.door import Access, Door, Visits, middleware
+from ovi_studio.ui.programs import Programs
 from ovi_studio.ui.routes import studio_routes
 from ovi_studio.variants import VARIANTS
 from ovi_studio.weights.inventory import adapter_ids, readiness
@@ -40,45 +43,66 @@ class Settings:
     """How the page is opened.
 
     Args:
-        port: of the server on this machine; None takes the first free one from 7860 on.
+        access: who can reach it.
+        port: of the server; None takes the first free one from 7860 on.
         open_browser: whether to show it at once.
+        mcp: whether its endpoints are tools for language models too.
         simulate: a machine to show plans for instead of this one, see `runtime.hardware.simulate`.
     """
 
+    access: Access = field(default_factory=Access)
     port: int | None = None
+    mcp: bool = False
     open_browser: bool = False
     simulate: str | None = None
 
 
+@dataclass(frozen=True)
+class Served:
+    """A page that is up.
+
+    Args:
+        address: on this machine.
+        share_address: for everybody; None without a public link.
+        notice: what its owner should know, line by line, secrets included.
+    """
+
+    address: str
+    share_address: str | None
+    notice: tuple[str, ...]
+
+
 @contextlib.contextmanager
-def running_page(settings: Settings, make_engine: Callable[[Path], Engine] = WorkerEngine) -> Iterator[str]:
-    """The page, served as long as this lasts; gives its address.
+def running_page(settings: Settings, make_engine: Callable[[Path], Engine] = WorkerEngine) -> Iterator[Served]:
+    """The page, served as long as this lasts.
 
     Raises:
         EngineError: the port is taken.
-        InvalidInputError: the machine to simulate cannot be understood.
+        InvalidInputError: the settings cannot be, such as a page for everybody without a password.
     """
     folders = app_folders()
     store = Store(folders.weights)
+    door = Door(settings.access)
     with Desk(default_library(), default_outputs(), make_engine) as desk:
         plan = _simulated_plan(settings.simulate, folders.cache) if settings.simulate else desk.engine.plan
-        page = build_page(desk, Frames(folders.data / "frames"), plan, store)
-        address = _launch(page, desk, settings)
+        page = build_page(desk, door, Frames(folders.data / "frames"), plan, store)
+        served = _launch(page, desk, door, settings)
         try:
-            yield address
+            yield served
         finally:
             page.close(verbose=False)
 
 
 def serve(settings: Settings, tell: Callable[[str], None]) -> None:
     """Show the page until the process is stopped. Raises as `running_page`."""
-    with running_page(settings) as address:
-        tell(f"open {address} in a browser; Ctrl-C ends it")
+    with running_page(settings) as served:
+        for line in served.notice:
+            tell(line)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
 
 
-def build_page(desk: Desk, frames: Frames, plan: PlanMaker, store: Store) -> gr.Blocks:
+def build_page(desk: Desk, door: Door, frames: Frames, plan: PlanMaker, store: Store) -> gr.Blocks:
     """The page itself; see `Create` for what it is given."""
     with gr.Blocks(title="Ovi Studio", analytics_enabled=False, fill_width=False) as page:
         gr.HTML(
@@ -87,6 +111,7 @@ def build_page(desk: Desk, frames: Frames, plan: PlanMaker, store: Store) -> gr.
         )
         create = Create(desk, frames, plan, _missing(store), list(adapter_ids(store)))
         create.wire(page)
+        Programs(Visits(desk, door), plan)
     return page
 
 
@@ -113,26 +138,56 @@ def _simulated_plan(machine: str, cache: Path) -> PlanMaker:
     return plan
 
 
-def _launch(page: gr.Blocks, desk: Desk, settings: Settings) -> str:
+def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Served:
+    _check_mcp(settings)
+    access = settings.access
     options: dict[str, Any] = {
         "theme": theme.theme(),
         "css": theme.styles(),
         "head": f"<script>{widgets.script('common')}</script>",
         "favicon_path": str(data_path("assets", "ui", "icon.svg")),
         "footer_links": [],
-        "app_kwargs": {"routes": studio_routes(desk)},
+        "app_kwargs": {"routes": studio_routes(desk), "middleware": middleware(door)},
+        "auth": door.lets_in if door.guarded else None,
+        "auth_message": "The owner's name is 'owner'; visitors were told theirs.",
+        "share": access.share,
+        "mcp_server": settings.mcp,
         "ssr_mode": False,
         "enable_monitoring": False,
         "run_history": False,
         "max_file_size": "64mb",
     }
     try:
-        _, address, _ = page.launch(
-            server_name="127.0.0.1", server_port=settings.port, inbrowser=settings.open_browser,
+        server, address, share_address = page.launch(
+            server_name=access.host, server_port=settings.port, inbrowser=settings.open_browser,
             prevent_thread_lock=True, quiet=True, **options,
         )  # fmt: skip
     except OSError as error:
         raise EngineError(
             f"The page cannot be served: {error}", "Close the program on that port, or choose another with --port."
         ) from error
-    return str(address)
+    door.opened(server)
+    return Served(address, share_address, tuple(_notice(door, address, share_address)))
+
+
+def _notice(door: Door, address: str, share_address: str | None) -> Iterator[str]:
+    """What is printed when the page is up."""
+    access = door.access
+    yield f"open {share_address or address} in a browser; Ctrl-C ends it"
+    if access.share and share_address is None:
+        yield f"no public link could be made: gradio's servers cannot be reached. The page is at {address} only"
+    if door.guarded:
+        yield f"the owner logs in as 'owner' with the password {door.owner_password}"
+        if access.made_up:
+            yield f"visitors log in with any name and the password {door.visitor_password}"
+    elif access.leaves_this_machine:
+        yield f"everybody who reaches this page can use it; the owner opens {address}?owner={door.owner_token}"
+
+
+def _check_mcp(settings: Settings) -> None:
+    if not settings.mcp:
+        return
+    if settings.access.leaves_this_machine:
+        raise InvalidInputError("Tools for language models are for this machine only.", "Leave out --mcp, or --share.")
+    if find_spec("mcp") is None:
+        raise InvalidInputError("The package mcp is not installed.", "Run `pip install 'gradio[mcp]'`.")

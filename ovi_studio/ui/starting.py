@@ -1,16 +1,18 @@
 """Examples and presets: something to start from, and a way back to what one had."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from ovi_studio.errors import InvalidInputError
 from ovi_studio.presets import Preset, builtin_presets, save_preset, user_presets
+from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import GenerationRequest
-from ovi_studio.studio.frames import Frames
-from ovi_studio.ui.form import Form, Values
+from ovi_studio.ui.form import Form, Values, editor_props
 from ovi_studio.ui.handling import on
+from ovi_studio.variants import get_variant
 
 
 class Starting:
@@ -29,46 +31,45 @@ class Starting:
                 self._title = gr.Textbox(label="Save what stands here as a preset", placeholder="Title", scale=3)
                 self._save = gr.Button("Save", size="sm", scale=1, min_width=80)
 
-    def wire(self, form: Form, frames: Frames) -> None:
+    def wire(self, form: Form) -> None:
         """Listen to what happens here; `form` is what is filled."""
         self._form = form
-        self._frames = frames
-        filled = [*form.inputs, form.shown_variant, self._before, self._back]
+        chosen = form.inputs | {self._choice}
+        filled = [*form.all, self._before, self._back]
         on(self._choice.change, _about, self._choice, self._about)
-        on(self._use.click, self._take_all, form.inputs | {self._choice}, filled)
-        on(self._use_settings.click, self._take_settings, form.inputs | {self._choice}, filled)
+        on(self._use.click, partial(self._take, with_prompt=True), chosen, filled)
+        on(self._use_settings.click, partial(self._take, with_prompt=False), chosen, filled)
         on(self._back.click, self._go_back, self._before, filled)
         on(self._save.click, self._store, form.inputs | {self._title}, [self._choice, self._title])
 
-    def _take_all(self, values: Values) -> dict[Any, Any]:
-        return self._filled(values, _preset(values[self._choice]).request(), prompt=True)
-
-    def _take_settings(self, values: Values) -> dict[Any, Any]:
+    def _take(self, values: Values, *, with_prompt: bool) -> dict[Any, Any]:
+        """Fill the form from the preset; a preset that names no model is about the one that is chosen."""
         preset = _preset(values[self._choice])
-        model = preset.settings.get("variant", values[self._form.variant])
-        return self._filled(values, preset.request(model), prompt=False)
+        request = preset.request(preset.settings.get("variant", values[self._form.variant]))
+        variant = get_variant(request.variant)
+        prompt = request.prompt if with_prompt else values[self._form.prompt] or ""
+        shown = gr.update(value=to_dialect(prompt, Dialect(variant.caption_dialect)), **editor_props(variant))
+        kept = {self._before: self._had(values), self._back: gr.update(visible=True)}
+        return self._form.filled_settings(request) | {self._form.prompt: shown} | kept
 
-    def _filled(self, values: Values, request: GenerationRequest, *, prompt: bool) -> dict[Any, Any]:
-        if "variant" not in _preset(values[self._choice]).settings:  # it is about no model: the chosen one stays
-            request = _preset(values[self._choice]).request(values[self._form.variant])
-        updates = self._form.filled(request, prompt=prompt)
-        return updates | {self._before: self._had(values), self._back: gr.update(visible=True)}
-
-    def _had(self, values: Values) -> str | None:
-        """What stands in the form; None where that is nothing that could be asked for."""
+    def _had(self, values: Values) -> tuple[str, str] | None:
+        """What stands in the form, and its prompt, which may be empty; None where it could not be asked for."""
+        prompt = values[self._form.prompt] or ""
         try:
-            return self._form.request(values, self._frames, keep_seed=True).model_dump_json()
+            request = self._form.request({**values, self._form.prompt: prompt.strip() or "…"})
         except InvalidInputError:
             return None
+        return request.model_dump_json(), prompt
 
-    def _go_back(self, before: str | None) -> dict[Any, Any]:
+    def _go_back(self, before: tuple[str, str] | None) -> dict[Any, Any]:
+        gone = {self._before: None, self._back: gr.update(visible=False)}
         if before is None:
-            return {self._back: gr.update(visible=False)}
-        request = GenerationRequest.from_json(before)
-        return self._form.filled(request) | {self._before: None, self._back: gr.update(visible=False)}
+            return gone
+        request, prompt = before
+        return self._form.filled(GenerationRequest.from_json(request), prompt=prompt) | gone
 
     def _store(self, values: Values) -> tuple[Any, str]:
-        preset = save_preset(values[self._title] or "", self._form.request(values, self._frames))
+        preset = save_preset(values[self._title] or "", self._form.request(values))
         gr.Info("The preset is saved: it stands with the others.")
         return gr.update(choices=_choices(), value=preset.name), ""
 

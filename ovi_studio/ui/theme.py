@@ -43,5 +43,6 @@ def theme() -> gr.themes.Base:
 
 
 def styles() -> str:
-    """The style sheet."""
-    return data_path("assets", "ui", "style.css").read_text(encoding="utf-8")
+    """The style sheets: the common one, then those of single tabs."""
+    sheets = sorted(data_path("assets", "ui").glob("*.css"), key=lambda sheet: (sheet.stem != "style", sheet.name))
+    return "\n".join(sheet.read_text(encoding="utf-8") for sheet in sheets)

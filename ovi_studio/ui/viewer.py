@@ -11,7 +11,7 @@ from ovi_studio.studio.job import Job
 from ovi_studio.studio.library import Filter
 from ovi_studio.ui import widgets
 from ovi_studio.ui.clips import shown_clip, shown_pair, shown_strip
-from ovi_studio.ui.handling import on
+from ovi_studio.ui.handling import on, on_any
 
 _RECENT = 24  # clips in the strip; guessed
 Updates = dict[Any, Any]
@@ -45,18 +45,28 @@ class Viewer:
 
     def wire(self, page: gr.Blocks) -> None:
         """Listen to what happens here, and to the page being opened."""
-        screen = [
+        screen = self.screen
+        on(page.load, self._open, None, screen)
+        run_buttons = [self._run_buttons, self._stop, self._keep]
+        on(self._stage.change, self._follow, [self._stage, self.shown], [*screen, *run_buttons])
+        on(self._stop.click, self._cancel, self._stage, self._stop)
+        on(self._keep.click, self._keep_what_there_is, self._stage, self._keep)
+        on(self.strip.select, self._pick, [self.strip, self.shown], screen)
+        on(self._favourite.click, self._mark, self.shown, screen)
+        on_any([self._name.submit, self._name.blur], self._rename, [self.shown, self._name], screen)
+        on(self._retry.click, self._try_again, self.shown, screen)
+
+    @property
+    def screen(self) -> list[Any]:
+        """All that changes with what is looked at, as an event's outputs."""
+        return [
             self._compare, self._result, self._tools, self._favourite, self.go_on, self._name, self._failure,
             self._retry, self.strip, self.shown,
         ]  # fmt: skip
-        on(page.load, self._open, None, screen)
-        on(self._stage.change, self._follow, [self._stage, self.shown], [*screen, self._run_buttons])
-        on(self._stop.click, self._cancel, self._stage)
-        on(self._keep.click, self._keep_what_there_is, self._stage)
-        on(self.strip.select, self._pick, [self.strip, self.shown], screen)
-        on(self._favourite.click, self._mark, self.shown, screen)
-        on(self._name.submit, self._rename, [self.shown, self._name], screen)
-        on(self._retry.click, self._try_again, self.shown, screen)
+
+    def cleared(self) -> Updates:
+        """Updates of the screen that make room for a new run."""
+        return self._nothing() | {self._compare: None}
 
     def recent(self) -> dict[str, Any]:
         """The strip's value as it is now."""
@@ -112,15 +122,18 @@ class Viewer:
     # --- What happens -----------------------------------------------------------------------------------------
 
     def _follow(self, told: dict[str, str], shown: str) -> Updates:
-        """A run began or ended, as the stage tells."""
-        if told["state"] == "running":
-            return self._nothing() | {self._run_buttons: gr.update(visible=True), self._compare: None}
+        """A run began, ended, or gave way to the next, as the stage tells: `job` runs now, `over` did before."""
+        running, over = told["job"], told["over"]
+        updates: Updates = {
+            self._run_buttons: gr.update(visible=bool(running)),
+            self._stop: gr.update(value="Stop", interactive=True),
+            self._keep: gr.update(value="Keep what there is", interactive=True),
+        }
+        if not over:
+            return updates
         self._desk.forget_snapshot()
-        updates: Updates = {self._run_buttons: gr.update(visible=bool(self._desk.snapshot().running))}
-        job = self._desk.library.get(told["job"])
-        if job.status in ("done", "failed"):
-            return updates | self._show(job)
-        return updates | self._show_again(shown)
+        job = self._desk.library.get(over)
+        return updates | (self._show(job) if job.status in ("done", "failed") else self._show_again(shown))
 
     def _show_again(self, shown: str) -> Updates:
         return self._show(self._desk.library.get(shown)) if shown else self._open()
@@ -134,17 +147,21 @@ class Viewer:
             return self._nothing() | {self._compare: shown_pair(jobs), self.shown: shown}
         return self._show_again(shown) | {self._compare: None}
 
-    def _cancel(self, told: dict[str, str]) -> None:
+    def _cancel(self, told: dict[str, str]) -> Any:
         self._desk.library.cancel(told["job"])
+        return gr.update(value="Stopping …", interactive=False)
 
-    def _keep_what_there_is(self, told: dict[str, str]) -> None:
+    def _keep_what_there_is(self, told: dict[str, str]) -> Any:
         self._desk.library.keep_what_there_is(told["job"])
+        return gr.update(value="Ending …", interactive=False)
 
     def _mark(self, shown: str) -> Updates:
         self._desk.library.set_favourite(shown, not self._desk.library.get(shown).favourite)
         return self._show(self._desk.library.get(shown))
 
     def _rename(self, shown: str, name: str) -> Updates:
+        if not shown or name.strip() == self._desk.library.get(shown).name:
+            return {self.shown: shown}
         self._desk.library.rename(shown, name)
         return self._show(self._desk.library.get(shown))
 

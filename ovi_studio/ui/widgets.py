@@ -6,9 +6,12 @@ assets/ui/common.js     what they share, loaded once with the page
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 
 from ovi_studio.assets import data_path
 
@@ -26,8 +29,8 @@ def tiles(legend: str, value: str, choices: Sequence[Choice], kind: str = "") ->
 
 
 def stage() -> gr.HTML:
-    """The run under way. Tells `change` when one begins or ends, with its state and the job in the value."""
-    return _widget("stage", None)
+    """The run under way. Its value changes as runs begin and end: the `job` that runs, and the one that is `over`."""
+    return _widget("stage", {"job": "", "over": ""})
 
 
 def result() -> gr.HTML:
@@ -43,6 +46,27 @@ def strip() -> gr.HTML:
 def compare() -> gr.HTML:
     """Two clips in step; its value is a list of two of what `clips.shown_clip` gives."""
     return _widget("compare", None)
+
+
+def picture(label: str) -> gr.Image:
+    """A picture from a file, the clipboard or a camera; its value is the file as it was handed in.
+
+    It is handed on unread: gradio would fail on a broken one without a word that helps, and write others anew.
+    """
+    made = gr.Image(label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=240)
+    read = made.preprocess
+
+    def hand_on(handed: Any) -> Any:
+        inline = handed is not None and (handed.url or "").startswith("data:")
+        return read(handed) if handed is None or inline else handed.path
+
+    made.preprocess = hand_on  # of this one: gradio writes a file beside any module with a class of components
+    return made
+
+
+def shown_picture(path: str | Path) -> str:
+    """A file as the value of a `picture`: a copy in the passing place that gradio shows pictures from."""
+    return str(save_file_to_cache(path, get_upload_folder()))
 
 
 def script(name: str) -> str:
