@@ -68,8 +68,9 @@ def set_weights_folder(folder: Path | None, environment: Mapping[str, str] = os.
     settings.pop(_WEIGHTS_SETTING, None)
     if folder is not None:
         folder = folder.expanduser().absolute()
-        if folder.exists() and not folder.is_dir():
-            raise InvalidInputError(f"{folder} is not a folder.", "Name a folder; it need not exist yet.")
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            raise InvalidInputError(f"{existing} is not a folder.", "Name a folder; it need not exist yet.")
         settings[_WEIGHTS_SETTING] = str(folder)
     make_folder(path.parent)
     with replacing(path) as temporary:

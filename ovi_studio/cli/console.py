@@ -69,6 +69,15 @@ def minutes(seconds: float) -> str:
     return f"{whole // 60}:{whole % 60:02d}"
 
 
+def size_text(count: float) -> str:
+    """Bytes for a person, in decimal units as shops and hubs give them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 class Parser(argparse.ArgumentParser):
     """Wrong arguments end in one line, as every other error does."""
 

@@ -1,21 +1,24 @@
 """`ovi-studio models`: which weights there are, fetched, checked, removed, and where they lie."""
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovi_studio.cli import models_import
-from ovi_studio.cli.console import TerminalLine, minutes, print_line, say
+from ovi_studio.cli.console import TerminalLine, minutes, print_line, say, size_text
 from ovi_studio.errors import InvalidInputError, WeightsError
-from ovi_studio.variants import VARIANTS, Variant
+from ovi_studio.variants import VARIANTS, Variant, get_variant
+from ovi_studio.weights.catalog import SOURCES, Slot, Source, adapter_source, find, slots
 
 if TYPE_CHECKING:
-    from ovi_studio.weights.catalog import Slot, Source
     from ovi_studio.weights.download import DownloadEvent
-    from ovi_studio.weights.store import Status, Store
+    from ovi_studio.weights.inventory import InstalledAdapter
+    from ovi_studio.weights.store import Store
 
 BUILT_IN = "inside the package, needs no download"
 UNTRAINED = "untrained: expect noise"
@@ -27,7 +30,7 @@ def add_parser(commands: Any) -> None:
         "models",
         help="fetch, check and remove model weights",
         description="Fetch, check and remove model weights.",
-        epilog="NAME is a model that `models list` names, or a part that `models show` names.",
+        epilog="NAME is a model or an adapter that `models list` names, or a part that `models show` names.",
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
@@ -42,7 +45,7 @@ def add_parser(commands: Any) -> None:
     def json_too(verb: argparse.ArgumentParser) -> None:
         verb.add_argument("--json", action="store_true", help="print JSON")
 
-    json_too(add("list", run_list, "which models there are, and how much of each is here"))
+    json_too(add("list", run_list, "which models there are, how much of each is here, and imported adapters"))
 
     show = add("show", run_show, "the parts of a model: where each is from, its licence, whether it is here")
     show.add_argument("name", metavar="MODEL", help=", ".join(VARIANTS))
@@ -73,25 +76,37 @@ def add_parser(commands: Any) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    """Prints every model with how much of it is here."""
+    """Prints every model with how much of it is here, and every adapter."""
+    from ovi_studio.weights.inventory import installed_adapters  # noqa: PLC0415
+
     store = _store()
     rows = [_summary(store, variant) for variant in VARIANTS.values()]
+    adapters = installed_adapters(store)
     if arguments.json:
-        print_line(json.dumps({"folder": str(store.folder), "models": rows}))
+        data = {"folder": str(store.folder), "models": rows, "adapters": [_adapter(each) for each in adapters]}
+        print_line(json.dumps(data))
         return 0
     for row in rows:
         state = BUILT_IN if row["state"] == "built in" else f"{row['state']:8} {_amount(row)}"
+        if row["state"] == "partial":
+            state += f", lacks {', '.join(row['missing'])}"
         print_line(f"{row['name']:12} {state}")
+    for adapter in adapters:
+        wish = adapter.distillation
+        asks = f", asks for {wish.num_inference_steps} steps in one pass" if wish else ""
+        print_line(f"{'adapter':12} {adapter.id}, {size_text(adapter.size)}{asks}")
     return 0
 
 
 def run_show(arguments: argparse.Namespace) -> int:
     """Prints what a model is made of."""
-    from ovi_studio.variants import get_variant  # noqa: PLC0415
-    from ovi_studio.weights.catalog import slots  # noqa: PLC0415
-
     store, variant = _store(), get_variant(arguments.name)
-    parts = [_part(store, variant, slot, source) for slot in slots(variant) for source in slot.choices]
+    parts = [
+        _part(store, variant, slot, source)
+        for slot in slots(variant)
+        for source in slot.choices
+        if not source.imported or store.listing(source).files
+    ]
     summary = _summary(store, variant)
     if arguments.json:
         print_line(json.dumps({**summary, "parts": parts}))
@@ -107,7 +122,7 @@ def run_show(arguments: argparse.Namespace) -> int:
             f"{part['name']} ({part['kind'].replace('_', ' ').replace('vae', 'VAE')}{', ' if role else ''}{role})"
         )
         print_line(f"  {part['state']:8} {_amount(part)}")
-        print_line(f"  from     {part['page']} {' '.join(part['files'])}")
+        print_line(f"  from     {' '.join(filter(None, (part['page'], *part['files'])))}")
         print_line(
             f"  licence  {part['license']}, {part['license_link']}{' (to be accepted)' if part['gated'] else ''}"
         )
@@ -122,6 +137,8 @@ def run_where(arguments: argparse.Namespace) -> int:
 
     if arguments.folder is not None and arguments.reset:
         raise InvalidInputError("--set and --reset exclude each other.", "Give one of them.")
+    if arguments.folder == "":
+        raise InvalidInputError("--set needs a folder.", "Name one; `models where --reset` goes back to the usual one.")
     folders = app_folders()
     if arguments.folder is not None or arguments.reset:
         before = folders.weights
@@ -140,8 +157,6 @@ def run_where(arguments: argparse.Namespace) -> int:
 
 def _summary(store: "Store", variant: Variant) -> dict[str, Any]:
     """How much of what a model needs is here, over the sources that fill its slots."""
-    from ovi_studio.weights.catalog import slots  # noqa: PLC0415
-
     parts = [_part(store, variant, slot, store.filled_by(slot)) for slot in slots(variant) if not slot.optional]
     states = {part["state"] for part in parts} or {"built in"}
     present = sum(part["bytes_present"] for part in parts)
@@ -152,20 +167,27 @@ def _summary(store: "Store", variant: Variant) -> dict[str, Any]:
         "bytes_present": present,
         "bytes_total": sum(part["bytes_total"] for part in parts),
         "exact": all(part["exact"] for part in parts),
+        "missing": [part["name"] for part in parts if part["state"] != "present"],
         "trained": variant.trained,
     }
 
 
-def _part(store: "Store", variant: Variant, slot: "Slot", source: "Source") -> dict[str, Any]:
+def _part(store: "Store", variant: Variant, slot: Slot, source: Source) -> dict[str, Any]:
+    """A part as JSON data. Before the hub was asked, the bytes are what arithmetic expects, and not exact."""
     status = store.status(source)
+    exact = status.bytes_total > 0
+    originals = [os.path.realpath(store.path(source, file.path)) for file in store.listing(source).files]
     return {
         "name": source.name,
         "kind": source.kind,
         "optional": slot.optional,
         "instead_of": "" if source is slot.choices[0] else slot.choices[0].name,
-        **_sizes(status, source.expected_bytes(variant)),
+        "state": status.state.value,
+        "bytes_present": status.bytes_present,
+        "bytes_total": status.bytes_total if exact else source.expected_bytes(variant),
+        "exact": exact,
         "page": source.page,
-        "files": list(source.patterns),
+        "files": originals if source.imported else list(source.patterns),
         "license": source.license.name,
         "license_link": source.license.link,
         "gated": source.gated,
@@ -173,16 +195,20 @@ def _part(store: "Store", variant: Variant, slot: "Slot", source: "Source") -> d
     }
 
 
-def _sizes(status: "Status", expected: int) -> dict[str, Any]:
-    """State and bytes. Before the hub was asked, the total is what arithmetic expects, and not exact."""
-    exact = status.bytes_total > 0
-    total = status.bytes_total if exact else expected
-    return {"state": status.state.value, "bytes_present": status.bytes_present, "bytes_total": total, "exact": exact}
+def _adapter(adapter: "InstalledAdapter") -> dict[str, Any]:
+    return {
+        "id": adapter.id,
+        "name": adapter.name,
+        "path": str(adapter.path),
+        "bytes": adapter.size,
+        "distillation": None if adapter.distillation is None else dataclasses.asdict(adapter.distillation),
+    }
 
 
 def _amount(row: dict[str, Any]) -> str:
-    total = f"{'' if row['exact'] else 'about '}{_size(row['bytes_total'])}" if row["bytes_total"] else "size unknown"
-    return total if row["state"] in {"present", "missing"} else f"{_size(row['bytes_present'])} of {total}"
+    about = "" if row["exact"] else "about "
+    total = f"{about}{size_text(row['bytes_total'])}" if row["bytes_total"] else "size unknown"
+    return total if row["state"] in {"present", "missing"} else f"{size_text(row['bytes_present'])} of {total}"
 
 
 # --- download ---------------------------------------------------------------------------------------------
@@ -212,12 +238,16 @@ def run_download(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _to_download(store: "Store", names: Sequence[str]) -> "list[Source]":
+def _to_download(store: "Store", names: Sequence[str]) -> list[Source]:
     """The sources named, and for every model named, one for each of its slots that none of them fills."""
-    from ovi_studio.weights.catalog import Source, find, slots  # noqa: PLC0415
-
-    found = [find(name) for name in names]
+    found = [_find(store, name) for name in names]
     sources = [item for item in found if isinstance(item, Source)]
+    for source in sources:
+        if source.imported:
+            raise InvalidInputError(
+                f"{source.name} is made of links to files of your own: there is nothing to download.",
+                "Give the files: ovi-studio models import FOLDER.",
+            )
     for variant in (item for item in found if isinstance(item, Variant)):
         if not slots(variant):
             say(f"{variant.name}: {BUILT_IN}")
@@ -234,14 +264,14 @@ def _show(event: "DownloadEvent", line: TerminalLine) -> None:
         case download.WaitingForOther(source):
             line.say(f"another process is fetching {source}: waiting for it")
         case download.DownloadStarted(files, done, total, folder) if files:
-            line.say(f"{files} files, {_size(total - done)} to fetch into {folder}")
+            line.say(f"{files} files, {size_text(total - done)} to fetch into {folder}")
         case download.Retrying(file, problem, _):
             line.say(f"{file}: {problem}; trying again")
         case download.DownloadProgress(done, total, speed, left):
-            pace = "" if speed is None or left is None else f", {_size(speed)}/s, {minutes(left)} left"
-            line.write(f"{_size(done)} of {_size(total)}{pace}" if done < total else "checking")
+            pace = "" if speed is None or left is None else f", {size_text(speed)}/s, {minutes(left)} left"
+            line.write(f"{size_text(done)} of {size_text(total)}{pace}" if done < total else "checking")
         case download.FileFinished(source, path, size, _):
-            line.say(f"{source}: {path}, {_size(size)}, verified")
+            line.say(f"{source}: {path}, {size_text(size)}, verified")
         case download.DownloadFinished(sources) if sources:
             line.say(f"present: {', '.join(sources)}")
         case _:
@@ -253,26 +283,29 @@ def _show(event: "DownloadEvent", line: TerminalLine) -> None:
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Reads weights again; a damaged file is an error."""
-    from ovi_studio.weights.catalog import SOURCES  # noqa: PLC0415
+    from ovi_studio.weights.inventory import adapter_ids  # noqa: PLC0415
     from ovi_studio.weights.store import Finding  # noqa: PLC0415
 
     store = _store()
-    sources = _named(arguments.names) if arguments.names else list(SOURCES.values())
+    everything = (*SOURCES.values(), *map(adapter_source, adapter_ids(store)))
+    sources = _named(store, arguments.names) if arguments.names else everything
     bad: dict[str, int] = {}
-    for source in sources:
-        if not store.listing(source).files:
-            if arguments.names:
-                say(f"{source.name}: nothing of it is here")
-            continue
+    here = [source for source in sources if store.listing(source).files]
+    if not here:
+        say("there is nothing to verify")
+    for source in here:
         for path, finding in store.verify(source):
             if finding is not Finding.INTACT:
                 bad[source.name] = bad.get(source.name, 0) + 1
             found = {"source": source.name, "path": str(path), "finding": finding.value}
             print_line(json.dumps(found) if arguments.json else f"{finding.value:8} {path}")
     if bad:
+        fetched = [source.name for source in here if source.name in bad and not source.imported]
+        remedies = [f"Fetch them anew: ovi-studio models download {' '.join(fetched)}."] if fetched else []
+        if len(fetched) < len(bad):
+            remedies.append("What is imported, mend and import again: ovi-studio models import FOLDER.")
         raise WeightsError(
-            f"{sum(bad.values())} files are missing or damaged, of {', '.join(bad)}.",
-            f"Fetch them anew: ovi-studio models download {' '.join(bad)}.",
+            f"{sum(bad.values())} files are missing or damaged, of {', '.join(bad)}.", " ".join(remedies)
         )
     return 0
 
@@ -280,29 +313,36 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_remove(arguments: argparse.Namespace) -> int:
     """Deletes weights, after asking."""
     store = _store()
-    sources = _named(arguments.names, shared=False)
-    paths = [path for source in sources for path in store.removable(source)]
-    if not paths:
-        say("nothing of it is here")
+    paths = {source: store.removable(source) for source in _named(store, arguments.names, shared=False)}
+    here = [source for source, ours in paths.items() if ours]
+    if not here:
+        say("there is nothing to delete")
         return 0
-    size = sum(path.lstat().st_size for path in paths)
-    if not arguments.yes and not _agreed(f"Delete {', '.join(s.name for s in sources)}, {_size(size)}? [y/N] "):
+    files = [path for source in here for path in paths[source]]
+    links = " (of linked files only the links)" if any(path.is_symlink() for path in files) else ""
+    names, size = ", ".join(source.name for source in here), sum(path.lstat().st_size for path in files)
+    if not arguments.yes and not _agreed(f"Delete {names}, {size_text(size)}{links}? [y/N] "):
         raise InvalidInputError("Nothing was deleted.", "Answer y, or give --yes.")
-    freed = sum(store.remove(source) for source in sources)
-    say(f"deleted {_size(freed)}")
+    freed = sum(store.remove(source) for source in here)
+    say(f"deleted {names}, {size_text(freed)}{links}")
     return 0
 
 
-def _named(names: Sequence[str], *, shared: bool = True) -> "list[Source]":
-    """The sources named, and those of the models named: with or without the ones that other models use too."""
-    from ovi_studio.weights.catalog import Source, find, slots  # noqa: PLC0415
+def _find(store: "Store", name: str) -> Variant | Source:
+    from ovi_studio.weights.inventory import adapter_ids  # noqa: PLC0415
 
-    def of(variant: Variant) -> "Iterator[Source]":
+    return find(name, adapter_ids(store))
+
+
+def _named(store: "Store", names: Sequence[str], *, shared: bool = True) -> list[Source]:
+    """The sources named, and those of the models named: with or without the ones that other models use too."""
+
+    def of(variant: Variant) -> Iterator[Source]:
         for slot in slots(variant):
             if shared or slot.kind == "transformer":
                 yield from slot.choices
 
-    found = [find(name) for name in names]
+    found = [_find(store, name) for name in names]
     for variant in (item for item in found if isinstance(item, Variant)):
         if not slots(variant):
             say(f"{variant.name}: {BUILT_IN}")
@@ -311,7 +351,7 @@ def _named(names: Sequence[str], *, shared: bool = True) -> "list[Source]":
 
 
 def _agreed(question: str) -> bool:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         return False
     print(question, end="", file=sys.stderr, flush=True)  # noqa: T201
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
@@ -323,12 +363,3 @@ def _store() -> "Store":
     from ovi_studio.weights.store import Store  # noqa: PLC0415
 
     return Store(app_folders().weights)
-
-
-def _size(count: float) -> str:
-    """Bytes for a person, in decimal units as shops and hubs give them."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -5,16 +5,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ovi_studio.cli.console import TerminalLine, print_line
-from ovi_studio.errors import WeightsError
+from ovi_studio.cli.console import TerminalLine, print_line, size_text
+from ovi_studio.errors import InvalidInputError, WeightsError
 from ovi_studio.variants import VARIANTS
+from ovi_studio.weights.catalog import RELEASED, slots
 
 if TYPE_CHECKING:
     from ovi_studio.weights.importing import Found
     from ovi_studio.weights.store import Store
     from ovi_studio.weights.survey import Survey
-
-RELEASED = tuple(name for name, variant in VARIANTS.items() if variant.fusion_file)
 
 
 def add_parser(verbs: Any) -> None:
@@ -26,7 +25,7 @@ def add_parser(verbs: Any) -> None:
         "cache, or one file; LoRAs too. What is whole is linked; if something is broken, nothing is.",
         allow_abbrev=False,
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where to look; a file is fine too")
+    parser.add_argument("folder", metavar="FOLDER", help="where to look; a file is fine too")
     parser.add_argument(
         "--as",
         dest="variant",
@@ -45,21 +44,31 @@ def run(arguments: argparse.Namespace) -> int:
     from ovi_studio.weights.store import Store  # noqa: PLC0415
     from ovi_studio.weights.survey import known_transformers, survey  # noqa: PLC0415
 
+    if not arguments.folder:
+        raise InvalidInputError("There is no folder named.", "Give one, or `.` for the folder you are in.")
     store = Store(app_folders().weights)
-    seen = survey(arguments.folder.expanduser(), arguments.variant, known_transformers(store))
+    known = known_transformers(store)
+    seen = survey(Path(arguments.folder).expanduser(), arguments.variant, known, skip=store.folder)
     taken, left = plan_adoption(part for part in seen.found if not part.in_doubt)
     problem = _problem(arguments, seen)
     if problem is None:
         line = TerminalLine()
         for name, part in taken.items():
-            line.write(f"reading {name} for its checksum ({_gigabytes(part)})")
+            line.write(f"reading {name} for its checksum ({size_text(part.size)})")
             adopt(part, store)
         line.write("")
     missing = _missing(store, taken) if problem is None else {}
+    outranked = _outranked(store, taken) if problem is None else {}
     if arguments.json:
-        print_line(json.dumps(_as_data(seen, taken, left, missing, linked=problem is None)))
+        data = _as_data(seen, taken, left, linked=problem is None)
+        print_line(json.dumps(data | {"missing": missing, "outranked": outranked}))
     else:
-        _report(seen, taken, left, missing)
+        _report(seen, taken, left)
+        for variant, names in missing.items():
+            for name in names:
+                print_line(f"missing  {name}, for {variant}: ovi-studio models download {name}")
+        for name, other in outranked.items():
+            print_line(f"note     {name} is not used as long as {other} is here: ovi-studio models remove {other}")
     if problem is not None:
         raise problem
     return 0
@@ -92,15 +101,23 @@ def _problem(arguments: argparse.Namespace, seen: "Survey") -> WeightsError | No
 
 def _missing(store: "Store", taken: "dict[str, Found]") -> dict[str, list[str]]:
     """Names of the sources still to fetch, by the models that have their transformer now."""
-    from ovi_studio.weights.importing import missing  # noqa: PLC0415
+    from ovi_studio.weights.inventory import readiness  # noqa: PLC0415
 
-    names = {part.variants[0] for part in taken.values() if part.kind == "transformer"}
-    return {name: [source.name for source in missing(VARIANTS[name], store)] for name in RELEASED if name in names}
+    names = [name for name in RELEASED if (name,) in {part.variants for part in taken.values()}]
+    return {name: [source.name for source in readiness(VARIANTS[name], store).missing] for name in names}
 
 
-def _as_data(
-    seen: "Survey", taken: "dict[str, Found]", left: "list[Found]", missing: dict[str, list[str]], *, linked: bool
-) -> dict[str, Any]:
+def _outranked(store: "Store", taken: "dict[str, Found]") -> dict[str, str]:
+    """What is linked now without effect, because another source that is here comes first: which one."""
+    outranked = {}
+    for name, part in taken.items():
+        for slot in slots(VARIANTS[part.variants[0]]):
+            if slot.kind == part.kind and store.filled_by(slot).name != name:
+                outranked[name] = store.filled_by(slot).name
+    return outranked
+
+
+def _as_data(seen: "Survey", taken: "dict[str, Found]", left: "list[Found]", *, linked: bool) -> dict[str, Any]:
     def data(part: "Found") -> dict[str, Any]:
         return {
             "kind": part.kind,
@@ -117,26 +134,18 @@ def _as_data(
         "doubles": [data(part) for part in left],
         "broken": [{"files": [str(file) for file in part.files], "reason": part.reason} for part in seen.broken],
         "unused": [{"files": [str(file) for file in part.files], "reason": part.reason} for part in seen.unused],
-        "missing": missing,
     }
 
 
-def _report(seen: "Survey", taken: "dict[str, Found]", left: "list[Found]", missing: dict[str, list[str]]) -> None:
+def _report(seen: "Survey", taken: "dict[str, Found]", left: "list[Found]") -> None:
     for name, part in taken.items():
-        print_line(f"found    {name}: {part.title}, {_gigabytes(part)}, {part.files[0]}")
+        print_line(f"found    {name}: {part.title}, {size_text(part.size)}, {part.files[0]}")
     for part in left:
         print_line(f"double   {part.title}, {part.files[0]}")
     for part in seen.found:
         if part.in_doubt:
-            print_line(f"in doubt {part.title}, {_gigabytes(part)}, {part.files[0]}")
+            print_line(f"in doubt {part.title}, {size_text(part.size)}, {part.files[0]}")
     for broken in seen.broken:
         print_line(f"broken   {broken.reason}")
     if seen.unused:
         print_line(f"unused   {len(seen.unused)} other weights; --json lists them")
-    for variant, names in missing.items():
-        for name in names:
-            print_line(f"missing  {name}, for {variant}: ovi-studio models download {name}")
-
-
-def _gigabytes(part: "Found") -> str:
-    return f"{part.size / 1e9:.1f} GB"

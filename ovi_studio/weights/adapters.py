@@ -33,8 +33,10 @@ from ovi_studio.errors import WeightsError
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.variants import Modality
 from ovi_studio.weights import convert
+from ovi_studio.weights.catalog import ADAPTER_CONFIG
 from ovi_studio.weights.float8 import has_float8
 from ovi_studio.weights.headers import read_header
+from ovi_studio.weights.inventory import Distillation, distillation_of
 from ovi_studio.weights.pickles import as_safetensors
 
 Tower: TypeAlias = Literal["video", "audio"]
@@ -51,21 +53,6 @@ class LowRank:
     down: Tensor
     up: Tensor
     bias: Tensor | None
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """How a step-distilled adapter wants to be sampled: few steps, in one pass.
-
-    Args:
-        num_inference_steps: steps.
-        shift: of the schedule.
-        guidance_scale: of both streams; 1 is one pass, without the negative prompts.
-    """
-
-    num_inference_steps: int
-    shift: float
-    guidance_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -231,19 +218,18 @@ def read_adapter(path: Path) -> AdapterWeights:
     Raises:
         WeightsError: the file is damaged, or no LoRA in a style that is known.
     """
-    config: Mapping[str, Any] = {}
     if path.is_dir():
-        config = _read_json(path / "adapter_config.json")
         path = path / "adapter_model.safetensors"
     file = as_safetensors(path)
     metadata = read_header(file).metadata
-    config = config or _metadata_config(metadata)
+    config = _peft_config(path) or _metadata_config(metadata)
     state, notes = _usable(load_file(file))
     state = _scaled({_plain(name): tensor for name, tensor in state.items()}, config)
     towers = {tower: _layers(path, part) for tower, part in _by_tower(state).items()}
     if not any(towers.values()):
         raise WeightsError(f"{path} holds no LoRA.", _REMEDY)
-    return AdapterWeights(path, towers, _distillation(path, metadata), tuple(f"{path.name}: {note}" for note in notes))
+    notes = [f"{path.name}: {note}" for note in notes]
+    return AdapterWeights(path, towers, distillation_of(path, metadata), tuple(notes))
 
 
 _PREFIX = re.compile(r"^(?:base_model\.model\.|model\.diffusion_model\.|diffusion_model\.|transformer\.|model\.)+")
@@ -369,6 +355,13 @@ def _theirs(path: Path, state: State) -> State:
 # --- Metadata ---------------------------------------------------------------------------------------------
 
 
+def _peft_config(path: Path) -> Mapping[str, Any]:
+    """PEFT's settings beside the file, as PEFT saves them or as an import calls them; none, if it was not PEFT's."""
+    own = path.stem == "adapter_model"
+    settings = path.with_name("adapter_config.json" if own else f"{path.stem}{ADAPTER_CONFIG}")
+    return _read_json(settings) if settings.exists() else {}
+
+
 def _metadata_config(metadata: Mapping[str, str]) -> Mapping[str, Any]:
     """PEFT's settings as diffusers stores them in a file's metadata."""
     try:
@@ -399,25 +392,6 @@ def _scaled(state: State, config: Mapping[str, Any]) -> State:
             factor = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
         scaled[name] = tensor * factor
     return scaled
-
-
-# FastWan2.2-TI2V-5B: three denoising timesteps and flow shift 5, as its FastVideo configuration has them.
-_PRESETS = ((re.compile(r"fast[-_]?wan", re.IGNORECASE), Distillation(3, 5.0)),)
-DISTILLATION_KEY = "ovi_studio.distillation"  # in a file's metadata: JSON with num_inference_steps and shift
-
-
-def _distillation(path: Path, metadata: Mapping[str, str]) -> Distillation | None:
-    """From the file's metadata, else from a preset that knows its name."""
-    if DISTILLATION_KEY in metadata:
-        try:
-            told = json.loads(metadata[DISTILLATION_KEY])
-            return Distillation(int(told["num_inference_steps"]), float(told["shift"]))
-        except (ValueError, KeyError, TypeError) as error:
-            raise WeightsError(
-                f"{path} does not say in a way that can be read how it wants to be sampled.",
-                f"Mend {DISTILLATION_KEY} in its metadata: a JSON object with num_inference_steps and shift.",
-            ) from error
-    return next((preset for pattern, preset in _PRESETS if pattern.search(path.name)), None)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -1,16 +1,16 @@
 """The catalog: which files every variant needs, where they come from, and under which licence.
 
     variant → slots(variant) → for each kind of part, the sources that can fill it, the preferred one first
-    source  → a few files of one hub repository that belong together
+    source  → a few files of one hub repository that belong together; or files of the user's own, linked
 
 Only names are written here. Size, revision and SHA-256 are read from the hub when a source is downloaded
 (`download.py`) and kept beside the files (`store.py`). Nothing here imports torch.
 
-Sources: the file lists of the hub repositories, and the licences that their pages name.
+Sources: the file lists of the hub repositories, and the licences that their pages name (`docs/weights.md`).
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -19,8 +19,13 @@ from typing import Literal, TypeAlias
 from ovi_studio.arithmetic import COMPONENTS, Component, Precision, component_bytes, component_weights
 from ovi_studio.errors import InvalidInputError
 from ovi_studio.variants import VARIANTS, Variant, get_variant
+from ovi_studio.weights.headers import WEIGHTS
 
-Kind: TypeAlias = Component | Literal["tokenizer", "image_model"]
+Kind: TypeAlias = Component | Literal["tokenizer", "image_model", "adapter"]
+
+RELEASED = tuple(name for name, variant in VARIANTS.items() if variant.fusion_file)
+ADAPTERS = "adapters"  # folder of the store for LoRAs, which belong to no variant
+ADAPTER_CONFIG = ".adapter_config.json"  # after an adapter's id: PEFT's settings, which hold its scale
 
 HUB = "https://huggingface.co"  # where licences are read and accepted, whatever mirror the files come from
 
@@ -45,6 +50,8 @@ class Source:
         license: of these files.
         precision: in which the weights are stored; None where there are none, or several.
         gated: its licence must be accepted on the hub before the files can be fetched.
+        imported: it is made of links to files of the user's own, and `repo` is a folder of the store; there is
+            nothing to fetch.
         note: what a person who chooses should know.
     """
 
@@ -55,12 +62,13 @@ class Source:
     license: License
     precision: Precision | None = None
     gated: bool = False
+    imported: bool = False
     note: str = ""
 
     @property
     def page(self) -> str:
-        """The repository's page."""
-        return f"{HUB}/{self.repo}"
+        """The repository's page; "" where there is none."""
+        return "" if self.imported else f"{HUB}/{self.repo}"
 
     def selects(self, path: str) -> bool:
         """Whether the repository's file `path` is one of these."""
@@ -102,8 +110,19 @@ def slots(variant: Variant) -> tuple[Slot, ...]:
     return (Slot("transformer", _choices("transformer", variant.name)), *_SHARED_SLOTS)
 
 
-def find(name: str) -> Variant | Source:
-    """The variant or source called `name`.
+def imported_source(kind: Kind, variant: str) -> Source:
+    """The source that imported files of a kind fill, where they are none of the others."""
+    return SOURCES[_imported_name(kind, variant)]
+
+
+def adapter_source(adapter: str) -> Source:
+    """The imported adapter of that id."""
+    files = (*(f"{adapter}{suffix}" for suffix in sorted(WEIGHTS)), f"{adapter}{ADAPTER_CONFIG}")
+    return Source(adapter, "adapter", ADAPTERS, files, License("that of its maker", ""), imported=True)
+
+
+def find(name: str, adapters: Collection[str] = ()) -> Variant | Source:
+    """The variant, source, or one of these adapters called `name`.
 
     Raises:
         InvalidInputError: there is none; the message names the one that was probably meant.
@@ -112,7 +131,9 @@ def find(name: str) -> Variant | Source:
         return SOURCES[name]
     if name in VARIANTS:
         return get_variant(name)
-    near = difflib.get_close_matches(name, [*VARIANTS, *SOURCES], n=1)
+    if name in adapters:
+        return adapter_source(name)
+    near = difflib.get_close_matches(name, [*VARIANTS, *SOURCES, *adapters], n=1)
     guess = f"Did you mean {near[0]!r}? " if near else ""
     raise InvalidInputError(
         f"There is no model and no part called {name!r}.",
@@ -134,8 +155,8 @@ _FLUX = "black-forest-labs/FLUX.1-Krea-dev"
 
 _OVI_LICENSE = License("Apache-2.0", f"{HUB}/{_OVI}")
 _WAN_LICENSE = License("Apache-2.0", f"{HUB}/{_WAN}")
-# The repository's card names no licence of the weights; the project's own page does.
-_MMAUDIO_LICENSE = License("CC-BY-NC-4.0 (no commercial use)", "https://github.com/hkchengrex/MMAudio#license")
+# The code is under MIT; the repository's card says this of its checkpoints.
+_MMAUDIO_LICENSE = License("CC-BY-NC-4.0 (no commercial use)", f"{HUB}/{_MMAUDIO}")
 _FLUX_LICENSE = License("FLUX.1 [dev] Non-Commercial License", f"{HUB}/{_FLUX}/blob/main/LICENSE.md")
 
 _ORIGINAL = "a pickle, read without running code and converted to safetensors at the first load"
@@ -143,6 +164,15 @@ _ORIGINAL = "a pickle, read without running code and converted to safetensors at
 
 def _fusion(variant: str, file: str) -> Source:
     return Source(f"fusion-{variant}", "transformer", _OVI, (file,), _OVI_LICENSE, "bfloat16")
+
+
+def _imported_name(kind: Kind, variant: str) -> str:
+    return f"imported-{kind.replace('_', '-')}" + (f"-{variant}" if kind == "transformer" else "")
+
+
+def _imported(kind: Kind, original: License, variant: str = "") -> Source:
+    name, terms = _imported_name(kind, variant), License(f"that of the original, {original.name}", original.link)
+    return Source(name, kind, f"imported/{name}", ("*",), terms, imported=True, note="links to files of your own")
 
 
 SOURCES: Mapping[str, Source] = MappingProxyType(
@@ -214,6 +244,12 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 gated=True,
                 note="makes a first frame from a prompt",
             ),
+            *(_imported("transformer", _OVI_LICENSE, variant) for variant in RELEASED),
+            _imported("text_encoder", _WAN_LICENSE),
+            _imported("tokenizer", _WAN_LICENSE),
+            _imported("video_vae", _WAN_LICENSE),
+            _imported("audio_vae", _MMAUDIO_LICENSE),
+            _imported("vocoder", _MMAUDIO_LICENSE),
         )
     }
 )  # fmt: skip
@@ -221,7 +257,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 def _choices(kind: Kind, variant: str | None = None) -> tuple[Source, ...]:
     """The sources of a kind in the table's order; of transformers, those that hold `variant`."""
-    names = {f"fusion-{variant}", f"fusion-{variant}-fp8"}
+    names = {f"fusion-{variant}", f"fusion-{variant}-fp8", f"imported-transformer-{variant}"}
     return tuple(s for s in SOURCES.values() if s.kind == kind and (variant is None or s.name in names))
 
 

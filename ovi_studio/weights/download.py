@@ -26,7 +26,7 @@ from ovi_studio.files import sync_folder
 from ovi_studio.folders import make_folder
 from ovi_studio.weights.catalog import Source
 from ovi_studio.weights.hub import Hub
-from ovi_studio.weights.store import FileRecord, ListedFile, Listing, State, Store, git_sha1_of, sha256_of
+from ovi_studio.weights.store import FileRecord, ListedFile, Listing, State, Store, git_sha1_of, sha256_of, size_on_disk
 
 PARALLEL_FILES = 4
 _REPORT_SECONDS = 0.25
@@ -276,7 +276,7 @@ def _obtain(job: _Job, store: Store, hub: Hub, transfer: _Transfer, stop: thread
     make_folder(path.parent)
     if _lies_there(path, file):
         sha256 = sha256_of(path)
-        transfer.gained(file.size - (part.stat().st_size if part.exists() else 0))
+        transfer.gained(file.size - max(0, size_on_disk(part)))
         part.unlink(missing_ok=True)
     else:
         sha256 = hub.fetch(source, job.revision, file, part, transfer, stop)
@@ -295,6 +295,6 @@ def _settle(part: Path, path: Path) -> None:
 
 def _lies_there(path: Path, file: ListedFile) -> bool:
     """Whether the whole file is there without a record: put there by hand, or by a run that was killed just then."""
-    if not path.is_file() or path.stat().st_size != file.size:
+    if size_on_disk(path) != file.size:
         return False
     return sha256_of(path) == file.sha256 if file.sha256 else git_sha1_of(path) == file.git_sha1

@@ -1,8 +1,9 @@
 """What weight files hold, by their headers: names, shapes, types and places of tensors. Without torch.
 
-read_header(path)           one safetensors file
-tensors_of(paths)           the shards of one model together
-PICKLES                     suffixes of files whose contents only torch can tell: see `pickles.py`
+read_header(path)       one safetensors file
+joined(parts)           the shards of one model together
+PICKLES                 suffixes of files whose contents only torch can tell: see `pickles.py`
+converted_path(path)    where such a file's safetensors are kept
 """
 
 import json
@@ -74,6 +75,16 @@ def read_header(path: Path) -> Header:
         raise _damaged(path, str(error)) from error
     metadata = entries.pop("__metadata__", {})
     return Header({name: _info(path, name, entry, length) for name, entry in entries.items()}, metadata)
+
+
+def converted_path(path: Path) -> Path:
+    """Where the conversion of a pickle to safetensors lies: beside it, or beside the link to it."""
+    return path.with_name(f"{path.name}.safetensors")
+
+
+def converting_paths(path: Path) -> tuple[Path, Path]:
+    """The beginning of that conversion, and the lock that is held meanwhile."""
+    return path.with_name(f".{converted_path(path).name}.part"), path.with_name(f".{path.name}.lock")
 
 
 def joined(parts: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:

@@ -25,7 +25,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from ovi_studio import __version__
 from ovi_studio.errors import CancelledError, WeightsError
 from ovi_studio.weights.catalog import Source
-from ovi_studio.weights.store import ListedFile, Listing, git_sha1_of, sha256_of
+from ovi_studio.weights.store import ListedFile, Listing, git_sha1_of, sha256_of, size_on_disk
 
 _LIES = "Try again later, or use another endpoint: nothing counts as downloaded until length and checksum agree."
 RESUMES = "Run the same command again: it resumes where it stopped."
@@ -93,7 +93,7 @@ class Hub:
             CancelledError: `stop` was set; what has arrived stays.
         """
         failures = 0
-        while not part.exists() or _size(part) < file.size:
+        while size_on_disk(part) < file.size:
             before = _size(part)
             try:
                 with _explained(source, file.path, self.endpoint), _disk_errors(part):
@@ -186,7 +186,7 @@ class Hub:
 
 
 def _size(part: Path) -> int:
-    return part.stat().st_size if part.exists() else 0
+    return max(0, size_on_disk(part))
 
 
 def _forget(part: Path, watcher: Watcher) -> None:

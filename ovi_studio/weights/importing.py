@@ -1,35 +1,25 @@
-"""Parts that a user has already, linked into the store instead of copied; and the files to load a variant from.
+"""Parts that a user has already, linked into the store instead of copied.
 
-    adopt(found, store)             links, checksums and records, so that it counts as present
-    weight_files(variant, store)    → the files of its components: downloaded or imported
+    plan_adoption(found)    which part fills which source
+    adopt(found, store)     links, checksums and records, so that it counts as present
 
-What lies as in the hub's repository takes the place of that download; everything else becomes a source `imported-…`.
-What a folder holds, `survey.py` finds out. Nothing here imports torch.
+What lies as in the hub's repository takes the place of that download; everything else becomes a source `imported-…`,
+and a LoRA an adapter. What a folder holds, `survey.py` finds out. Nothing here imports torch.
 """
 
-import dataclasses
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-from ovi_studio.arithmetic import COMPONENTS, Component
 from ovi_studio.errors import WeightsError
 from ovi_studio.folders import make_folder
-from ovi_studio.variants import VARIANTS, Variant
-from ovi_studio.weights import catalog
-from ovi_studio.weights.catalog import License, Source
-from ovi_studio.weights.headers import PICKLES, WEIGHTS
-from ovi_studio.weights.layouts import WeightFiles
+from ovi_studio.variants import VARIANTS
+from ovi_studio.weights.catalog import ADAPTER_CONFIG, SOURCES, Kind, Source, adapter_source, imported_source, slots
+from ovi_studio.weights.headers import PICKLES
 from ovi_studio.weights.store import FileRecord, ListedFile, Listing, State, Store, sha256_of
-
-FoundKind: TypeAlias = Component | Literal["tokenizer", "adapter"]
-
-RELEASED = tuple(name for name, variant in VARIANTS.items() if variant.fusion_file)
-ADAPTERS = "adapters"  # folder of the store for LoRAs, which belong to no variant
 
 
 @dataclass(frozen=True)
@@ -46,7 +36,7 @@ class Found:
         float8: whether some of it is stored in float8.
     """
 
-    kind: FoundKind
+    kind: Kind
     title: str
     files: tuple[Path, ...]
     companions: tuple[Path, ...]
@@ -65,13 +55,6 @@ class Found:
         return sum(path.stat().st_size for path in (*self.files, *self.companions))
 
 
-def imported_source(kind: catalog.Kind, variant: str) -> Source:
-    """The source that imported files of a kind fill, where they are none of the catalog's."""
-    name = f"imported-{kind.replace('_', '-')}" + (f"-{variant}" if kind == "transformer" else "")
-    original = License("that of the original", "")
-    return Source(name, kind, f"imported/{name}", ("*",), original, note="a link to files of your own")
-
-
 def plan_adoption(found: Iterable[Found]) -> tuple[dict[str, Found], list[Found]]:
     """What fills which source, by the sources' names; and what is left over, because another fills that one.
 
@@ -80,7 +63,7 @@ def plan_adoption(found: Iterable[Found]) -> tuple[dict[str, Found], list[Found]
     taken: dict[str, Found] = {}
     left: list[Found] = []
     for part in sorted(found, key=lambda part: part.files[0].suffix in PICKLES):
-        name = _adapter_id(part.files[0]) if part.kind == "adapter" else _home(part)[0].name
+        name = _home(part)[0].name
         if name in taken:
             left.append(part)
         else:
@@ -99,10 +82,6 @@ def adopt(found: Found, store: Store, advance: Callable[[int], None] = lambda _:
     Raises:
         WeightsError: nothing can be linked there, or another process is at it.
     """
-    if found.kind == "adapter":
-        file = found.files[0]
-        _link(file, store.folder / ADAPTERS / f"{_adapter_id(file)}{file.suffix}")
-        return
     source, names = _home(found)
     if _is_adopted(source, names, store):
         return
@@ -110,10 +89,12 @@ def adopt(found: Found, store: Store, advance: Callable[[int], None] = lambda _:
         with store.locked(source):
             files = []
             for name, file in names.items():
-                checksum = sha256_of(file, advance)
-                _link(file, store.path(source, name))
+                checksum, target = sha256_of(file, advance), store.path(source, name)
                 files.append(ListedFile(name, file.stat().st_size, checksum))
+                _check_free(file, target)
+                # The record comes first: without a file it counts for nothing, but a link without one is nobody's.
                 store.write_record(source, FileRecord(source.repo, "", name, files[-1].size, checksum))
+                _link(file, target)
             store.write_listing(source, Listing(source.repo, "", tuple(files)))
     except TimeoutError as error:
         raise WeightsError(f"{source.name} is being written by another process.", "Wait for it, or stop it.") from error
@@ -126,64 +107,14 @@ def _is_adopted(source: Source, names: Mapping[str, Path], store: Store) -> bool
     )
 
 
-def find_adapter(adapter: str, store: Store) -> Path:
-    """The file of an imported adapter, by the id that requests name it by.
-
-    Raises:
-        WeightsError: there is none.
-    """
-    folder = store.folder / ADAPTERS
-    for suffix in sorted(WEIGHTS):
-        path = folder / f"{adapter}{suffix}"
-        if path.is_file():
-            return path
-    known = ", ".join(sorted(path.stem for path in folder.glob("*"))) or "none"
-    raise WeightsError(
-        f"There is no adapter {adapter!r}; imported ones: {known}.", "Import its file: ovi-studio models import FILE."
-    )
-
-
-def _adapter_id(file: Path) -> str:
-    """By what requests name the adapter: its file's name, without what an id cannot have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._") or "adapter"
-
-
-def weight_files(variant: Variant, store: Store) -> WeightFiles:
-    """The files to load a variant from.
-
-    Raises:
-        WeightsError: a part is not in the store; the message has the command that fetches it.
-    """
-    chosen: dict[str, tuple[Path, ...]] = {}
-    for slot in catalog.slots(variant):
-        if slot.optional:
-            continue
-        source = _filled(variant, slot, store)
-        files = store.paths(source)
-        if slot.kind in COMPONENTS:
-            files = tuple(path for path in files if path.suffix in WEIGHTS)
-        chosen[slot.kind] = files
-    tokenizer = chosen.pop("tokenizer")[0].parent
-    return WeightFiles(tokenizer, **chosen)
-
-
-def missing(variant: Variant, store: Store) -> tuple[Source, ...]:
-    """The sources to fetch before the variant can be loaded."""
-    sources = (_filled(variant, slot, store) for slot in catalog.slots(variant) if not slot.optional)
-    return tuple(source for source in sources if store.status(source).state is not State.PRESENT)
-
-
-def _filled(variant: Variant, slot: catalog.Slot, store: Store) -> Source:
-    imported = imported_source(slot.kind, variant.name)
-    return store.filled_by(dataclasses.replace(slot, choices=(*slot.choices, imported)))
-
-
 def _home(found: Found) -> tuple[Source, dict[str, Path]]:
     """The source that the part fills, and its files by their names there."""
+    if found.kind == "adapter":
+        return _adapter_home(found)
     variant = found.variants[0]
     everything = (*found.files, *found.companions)
-    slot = next(slot for slot in catalog.slots(VARIANTS[variant]) if slot.kind == found.kind)
-    for source in slot.choices:
+    slot = next(slot for slot in slots(VARIANTS[variant]) if slot.kind == found.kind)
+    for source in (choice for choice in slot.choices if not choice.imported):
         names = {_name_in(source, file): file for file in everything}
         if "" not in names and _is_alike(source, found):
             return source, names
@@ -191,6 +122,22 @@ def _home(found: Found) -> tuple[Source, dict[str, Path]]:
     if len(names) < len(found.files):  # two towers in two folders, of one name
         names = {f"{index}-{file.name}": file for index, file in enumerate(found.files)}
     return imported_source(slot.kind, variant), names
+
+
+# What files and folders are called by programs, not by people: diffusers' and PEFT's names, a hub cache's folders.
+_SAYS_NOTHING = re.compile(r"adapter_model|pytorch_lora_weights|[0-9a-f]{40}|snapshots")
+
+
+def _adapter_home(found: Found) -> tuple[Source, dict[str, Path]]:
+    """The adapter's source and files; its id is its file's name, or its folder's, without what an id cannot have."""
+    file = found.files[0]
+    names = (file.stem, *(part.removeprefix("models--") for part in reversed(file.absolute().parts[:-1])))
+    told = next(name for name in names if not _SAYS_NOTHING.fullmatch(name))
+    adapter = re.sub(r"[^A-Za-z0-9._-]+|--", "-", told)[:100].strip("-._") or "adapter"
+    if adapter in SOURCES or adapter in VARIANTS:
+        adapter = f"adapter-{adapter}"
+    links = {f"{adapter}{file.suffix}": file, **{f"{adapter}{ADAPTER_CONFIG}": config for config in found.companions}}
+    return adapter_source(adapter), links
 
 
 def _is_alike(source: Source, found: Found) -> bool:
@@ -209,12 +156,18 @@ def _name_in(source: Source, file: Path) -> str:
     return ""
 
 
-def _link(file: Path, target: Path) -> None:
-    """Makes `target` a link to `file`: a symbolic one, or a hard one where the system has no others."""
-    file = file.absolute()
+def _check_free(file: Path, target: Path) -> None:
+    """Makes the folder of `target`, where there must be nothing, a link, or `file` itself."""
     if target.exists() and not target.is_symlink() and not target.samefile(file):
         raise WeightsError(f"{target} is there already.", "Remove it first: ovi-studio models remove.")
     make_folder(target.parent)
+
+
+def _link(file: Path, target: Path) -> None:
+    """Makes `target` a link to `file`: a symbolic one, or a hard one where the system has no others."""
+    file = file.absolute()
+    if target.exists() and not target.is_symlink():  # a hard link to it, or the file itself: a link would destroy it
+        return
     passing = target.with_name(f".{secrets.token_hex(8)}.link")
     try:
         passing.symlink_to(file)

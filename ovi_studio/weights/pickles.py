@@ -21,7 +21,7 @@ from huggingface_hub.utils import WeakFileLock
 from torch import Tensor
 
 from ovi_studio.errors import WeightsError
-from ovi_studio.weights.headers import TensorInfo, read_header
+from ovi_studio.weights.headers import TensorInfo, converted_path, converting_paths, read_header
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -79,15 +79,15 @@ def as_safetensors(path: Path) -> Path:
     """
     if path.suffix == ".safetensors":
         return path
-    target = path.with_name(f"{path.name}.safetensors")
-    lock = path.with_name(f".{path.name}.lock")
+    target, (part, lock) = converted_path(path), converting_paths(path)
     if _is_current(target, path):
         return target
     state = _load(path)
     try:
         with WeakFileLock(lock):
             if not _is_current(target, path):  # else another process was quicker
-                _write(target, state, _stamp(path))
+                _write(part, state, _stamp(path))
+                part.replace(target)
             lock.unlink(missing_ok=True)
     except OSError as error:
         raise WeightsError(
@@ -137,18 +137,20 @@ def _stamp(path: Path) -> dict[str, str]:
 
 
 def _is_current(target: Path, path: Path) -> bool:
-    return target.exists() and path.exists() and read_header(target).metadata == _stamp(path)
+    try:
+        return target.exists() and path.exists() and read_header(target).metadata == _stamp(path)
+    except WeightsError:  # damaged: it can be made again
+        return False
 
 
-def _write(target: Path, state: Mapping[str, Tensor], stamp: Mapping[str, str]) -> None:
-    header = _header(target, state, stamp)
-    part = target.with_name(f".{target.name}.part")
+def _write(part: Path, state: Mapping[str, Tensor], stamp: Mapping[str, str]) -> None:
+    """Writes the file, or the rest of it."""
+    header = _header(part, state, stamp)
     with part.open("r+b" if part.exists() else "w+b") as file:
         for tensor in _resume(file, header, state.values()):
             file.write(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
-    part.replace(target)
 
 
 def _header(path: Path, state: Mapping[str, Tensor], stamp: Mapping[str, str]) -> bytes:

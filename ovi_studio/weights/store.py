@@ -3,12 +3,16 @@
     <store>/<owner>/<repository>/<path>                  a file, under its hub name
     <store>/<owner>/<repository>/<path>.record.json      what was verified about it: `FileRecord`
     <store>/<owner>/<repository>/<path>.<digest>.part    the beginning of it, while it is fetched
+    <store>/<owner>/<repository>/<path>.safetensors      what a pickle was converted to (`pickles.py`)
+    <store>/imported/<source>/<name>                     a link to a file of the user's own, with a record too
+    <store>/adapters/<id>.safetensors                    the same of an adapter
     <store>/.listings/<source>.json                      which files make up a source: `Listing`
     <store>/.locks/<source>.lock                         held while a source is written
 
 A source is present when every file of its listing is there, of the right length, with a record that fits. A file
-without a record is never taken for complete; only files with a record are ever removed. A file may be a link to one
-that lies elsewhere (imports make such links): then the link is ours, and what it points at is not.
+without a record is never taken for complete; only files with a record, and what was made of them, are ever removed.
+A file may be a link to one that lies elsewhere (imports make such links): then the link is ours, and what it points
+at is not.
 Nothing here imports torch or asks the network.
 """
 
@@ -17,6 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -27,9 +32,10 @@ from huggingface_hub.utils import WeakFileLock
 from pydantic import TypeAdapter, ValidationError
 
 from ovi_studio.errors import InvalidInputError, WeightsError
-from ovi_studio.files import replacing
+from ovi_studio.files import replacing, writing_errors
 from ovi_studio.folders import make_folder
 from ovi_studio.weights.catalog import Slot, Source
+from ovi_studio.weights.headers import PICKLES, converted_path, converting_paths
 
 RECORD_SUFFIX = ".record.json"
 PART_SUFFIX = ".part"
@@ -192,16 +198,14 @@ class Store:
             record.intact
             and record.size == file.size
             and record.sha256 == (file.sha256 or record.sha256)
-            and path.is_file()
-            and path.stat().st_size == file.size
+            and size_on_disk(path) == file.size
         )
 
     def bytes_present(self, source: Source, file: ListedFile) -> int:
         """Bytes of the file that need not be fetched any more."""
         if self.complete(source, file):
             return file.size
-        part = self.part_path(source, file)
-        return min(part.stat().st_size, file.size) if part.is_file() else 0
+        return min(max(0, size_on_disk(self.part_path(source, file))), file.size)
 
     def status(self, source: Source) -> Status:
         """How much of the source is there."""
@@ -214,11 +218,11 @@ class Store:
         return Status(state, present, listing.size)
 
     def filled_by(self, slot: Slot) -> Source:
-        """The source that fills the slot: the first one present, else the one furthest along, else the preferred."""
+        """The source that fills the slot: the first one present, else the download furthest along, or the preferred."""
 
         def rank(source: Source) -> tuple[bool, int]:
             status = self.status(source)
-            return status.state is State.PRESENT, status.bytes_present
+            return status.state is State.PRESENT, 0 if source.imported else status.bytes_present
 
         return max(slot.choices, key=rank)  # of equals, the first
 
@@ -240,7 +244,7 @@ class Store:
         """Read every file of the source again. A damaged one is marked, so that the next download replaces it."""
         for file in self.listing(source).files:
             path, record = self.path(source, file.path), self.record(source, file.path)
-            if not path.is_file() or record.size < 0:
+            if size_on_disk(path) < 0 or record.size < 0:
                 yield path, Finding.MISSING
                 continue
             intact = sha256_of(path) == record.sha256
@@ -249,7 +253,8 @@ class Store:
             yield path, Finding.INTACT if intact else Finding.DAMAGED
 
     def removable(self, source: Source) -> tuple[Path, ...]:
-        """What `remove` would delete: files with a record, and beginnings. Of links, the links.
+        """What `remove` would delete: files with a record, what they were converted to, and beginnings. Of links, the
+        links.
 
         Raises:
             WeightsError: a folder of the store is a link to somewhere else.
@@ -260,7 +265,8 @@ class Store:
             name = path.relative_to(folder).as_posix()
             if name.endswith(RECORD_SUFFIX):
                 file = path.with_name(path.name.removesuffix(RECORD_SUFFIX))
-                found = (path, file) if os.path.lexists(file) else (path,)
+                made = (converted_path(file), *converting_paths(file)) if file.suffix in PICKLES else ()
+                found = (path, *(each for each in (file, *made) if os.path.lexists(each)))
                 name = name.removesuffix(RECORD_SUFFIX)
             elif name.endswith(PART_SUFFIX):
                 found, name = (path,), name.removesuffix(PART_SUFFIX).rpartition(".")[0]
@@ -322,6 +328,15 @@ class Store:
         return file.with_name(file.name + RECORD_SUFFIX)
 
 
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file; -1 where there is none that can be reached (a folder may be closed, a disk gone)."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
+
+
 def sha256_of(path: Path, advance: Callable[[int], None] = lambda _: None) -> str:
     """The SHA-256 of a file, 64 hex digits; `advance` is told the bytes read.
 
@@ -364,5 +379,5 @@ def _read(path: Path, kind: TypeAdapter[T], otherwise: T) -> T:
 
 
 def _write(path: Path, value: Listing | FileRecord) -> None:
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, writing_errors(path):
         temporary.write_text(json.dumps(dataclasses.asdict(value), indent=1), encoding="utf-8")

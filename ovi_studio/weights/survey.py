@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 
 from ovi_studio.errors import WeightsError
 from ovi_studio.variants import VARIANTS, Variant
-from ovi_studio.weights import catalog
-from ovi_studio.weights.headers import PICKLES, WEIGHTS, TensorInfo, joined, read_header
-from ovi_studio.weights.importing import RELEASED, Found
+from ovi_studio.weights.catalog import RELEASED, slots
+from ovi_studio.weights.headers import PICKLES, WEIGHTS, TensorInfo, converted_path, joined, read_header
+from ovi_studio.weights.importing import Found
 from ovi_studio.weights.layouts import Layout, is_adapter, recognise
 from ovi_studio.weights.load import check_files
 from ovi_studio.weights.pickles import tensors_in
@@ -80,32 +80,36 @@ class _Whole:
 
 
 def survey(
-    folder: Path, wanted: str | None = None, known: Mapping[str, str] | None = None, shapes: Variant | None = None
+    folder: Path,
+    wanted: str | None = None,
+    known: Mapping[str, str] | None = None,
+    shapes: Variant | None = None,
+    skip: Path | None = None,
 ) -> Survey:
     """What `folder` (or the one file) holds for Ovi. Reads headers and changes nothing.
 
     Args:
-        folder: where to look; folders in it too.
+        folder: where to look; folders in it too, but not in `skip`.
         wanted: the variant of a transformer that does not tell it itself.
         known: checksums of transformers, and their variants: see `known_transformers`.
         shapes: a variant with the shapes to look for.
+        skip: the folder of the store, which holds what was imported before.
 
     Raises:
-        WeightsError: there is no such folder.
+        WeightsError: there is no such folder, or it cannot be read.
     """
-    if not folder.exists():
-        raise WeightsError(f"There is no folder {folder}.", "Check the path.")
+    files = _all_files(folder, skip)
     shapes = shapes or VARIANTS[RELEASED[0]]
     candidates: list[_Candidate] = []
     outcomes: list[Found | Broken | Unused] = []
-    for files in _groups(folder):
-        outcome = _looked_at(folder, files, shapes)
+    for group in _groups(files):
+        outcome = _looked_at(folder, group, shapes)
         (candidates if isinstance(outcome, _Candidate) else outcomes).append(outcome)  # type: ignore[arg-type]
     whole, alone = _paired(candidates, wanted, known or {})
     outcomes += [_checked(part, shapes) for part in whole]
     outcomes += alone
     vocabulary = shapes.text_encoder.vocab_size
-    outcomes += [Found("tokenizer", "tokenizer", files, (), RELEASED) for files in _tokenizers(folder, vocabulary)]
+    outcomes += [Found("tokenizer", "tokenizer", each, (), RELEASED) for each in _tokenizers(files, vocabulary)]
     return Survey(
         tuple(outcome for outcome in outcomes if isinstance(outcome, Found)),
         tuple(outcome for outcome in outcomes if isinstance(outcome, Broken)),
@@ -124,7 +128,9 @@ def _looked_at(folder: Path, files: tuple[Path, ...], shapes: Variant) -> "_Cand
         return _Candidate(files, recognise(tensors, shapes))
     except WeightsError as error:
         if _is_fitting_adapter(tensors, shapes):
-            return Found("adapter", "adapter (LoRA)", files, (), RELEASED)
+            config = files[0].with_name("adapter_config.json")  # PEFT's, if the file is in a folder that it saved
+            companions = (config,) if files[0].stem == "adapter_model" and config.is_file() else ()
+            return Found("adapter", "adapter (LoRA)", files, companions, RELEASED)
         return Unused(files, error.problem)
 
 
@@ -144,41 +150,53 @@ def known_transformers(store: Store) -> dict[str, str]:
     return {
         file.sha256: name
         for name in RELEASED
-        for source in catalog.slots(VARIANTS[name])[0].choices
+        for source in slots(VARIANTS[name])[0].choices
+        if not source.imported
         for file in store.listing(source).files
         if file.sha256
     }
 
 
-def _groups(folder: Path) -> Iterator[tuple[Path, ...]]:
+def _groups(files: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
     """Files of weights, shards of one model together. Nothing is given twice, whatever links there are."""
     groups: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     seen: set[str] = set()
-    for path in _files(folder):
+    for path in (path for path in files if path.suffix in WEIGHTS):
         real = os.path.realpath(path)
-        converted = path.with_name(f"{path.name}.safetensors")
-        if path.suffix not in WEIGHTS or real in seen or converted.exists():
+        special = path.exists() and not path.is_file()  # such as a pipe, which would be waited for
+        if real in seen or special or converted_path(path).exists():
             continue
         seen.add(real)
         shard = _SHARD.fullmatch(path.name)
         groups[path.parent, shard["stem"] if shard else path.name].append(path)
-    yield from (tuple(files) for files in groups.values())
+    yield from (tuple(group) for group in groups.values())
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every file below, through links to folders too, in order."""
-    if folder.is_file():
-        yield folder
-        return
-    seen = set()
+def _all_files(folder: Path, skip: Path | None) -> list[Path]:
+    """Every file below, through links to folders too, in order; of a file, itself.
+
+    Raises:
+        WeightsError: there is no such folder, or it cannot be read.
+    """
+    try:
+        if folder.is_file():
+            return [folder]
+        os.scandir(folder).close()
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no folder {folder}.", "Check the path.") from error
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be read: {error.strerror}.", "Check the path.") from error
+    files: list[Path] = []
+    seen = {os.path.realpath(skip)} if skip else set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        if real in seen:  # a link back
+        if real in seen:  # a link back, or the store
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if name not in {".git", "blobs"})
-        yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        files += (Path(root, name) for name in sorted(names) if not name.startswith("."))
+    return files
 
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
@@ -197,14 +215,14 @@ def _tensors(path: Path) -> Mapping[str, TensorInfo]:
     return tensors_in(path) if path.suffix in PICKLES else read_header(path).tensors
 
 
-_OURS = re.compile(
-    r"(?<![a-z])ovi(?![a-z])|t5|wan|mmaudio|netg|v1-16|vae|text_encoder|transformer|vocoder", re.IGNORECASE
-)
+_OURS = re.compile(r"(?<![a-z])ovi(?![a-z])|umt5|wan[-_]?2[._]?2|mmaudio|netg|v1-16", re.IGNORECASE)
+_LIBRARY = re.compile(r".*(text_encoder|transformer|vae|vocoder)/(diffusion_pytorch_)?model[^/]*")
 
 
 def _may_be_ours(folder: Path, path: Path) -> bool:
     """Whether a file that cannot be read would be missed: by its name, or because it was named itself."""
-    return path == folder or bool(_OURS.search("/".join(path.parts[-3:])))
+    name = "/".join(path.parts[-2:])
+    return path == folder or bool(_OURS.search(name) or _LIBRARY.fullmatch(name))
 
 
 def _is_fitting_adapter(tensors: Mapping[str, TensorInfo], shapes: Variant) -> bool:
@@ -221,14 +239,12 @@ def _companions(files: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(path for name in sorted(names) if (path := files[0].with_name(name)).is_file())
 
 
-def _tokenizers(folder: Path, vocabulary: int) -> Iterator[tuple[Path, ...]]:
+def _tokenizers(files: Sequence[Path], vocabulary: int) -> Iterator[tuple[Path, ...]]:
     """Folders of tokenizers whose vocabulary is the text encoder's (which has some rows more)."""
-    if folder.is_file():
-        return
-    for settings in (path for path in _files(folder) if path.name == "tokenizer_config.json"):
+    for settings in (path for path in files if path.name == "tokenizer_config.json"):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(settings.parent, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError):  # another program's, or none that this library knows
+            tokenizer = AutoTokenizer.from_pretrained(settings.parent, local_files_only=True, trust_remote_code=False)
+        except Exception:  # noqa: BLE001, S112  another program's, of which the library raises just that
             continue
         if vocabulary // 2 < len(tokenizer) <= vocabulary:
             yield tuple(sorted(path for path in settings.parent.iterdir() if path.is_file()))

@@ -41,17 +41,17 @@ def test_the_files_are_the_recorded_ones():
         assert get_variant(name).fusion_file == f"Ovi/{model['file']}"
     for kind in ("video_vae", "text_encoder", "tokenizer", "audio_vae", "vocoder"):
         repo, _, path = FACTS["checkpoints"][kind].split(" ")[0].partition("/")
-        choice = preferred("960x960_10s", kind).choices[-1]
+        choice = [source for source in preferred("960x960_10s", kind).choices if not source.imported][-1]
         assert choice.repo.endswith(f"/{repo}")
         assert choice.patterns[0].removesuffix("/*") == path
     fp8 = FACTS["checkpoints"]["fusion_fp8"]
-    others = {v.name: [s.patterns[0] for s in preferred(v.name, "transformer").choices[1:]] for v in RELEASED}
+    others = {v.name: [s.patterns[0] for s in preferred(v.name, "transformer").choices[1:-1]] for v in RELEASED}
     assert others == {"720x720_5s": [fp8.split(" ")[0].removeprefix("Ovi/")], "960x960_5s": [], "960x960_10s": []}
 
 
 def test_safetensors_are_preferred_to_pickles():
     for kind in ("text_encoder", "tokenizer", "video_vae"):
-        first, second = preferred("960x960_5s", kind).choices
+        first, second, _ = preferred("960x960_5s", kind).choices
         assert (first.repo, second.repo) == ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "Wan-AI/Wan2.2-TI2V-5B")
         assert not any(pattern.endswith((".pth", ".pt")) for pattern in first.patterns)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ovi_studio import cli
-from ovi_studio.cli.doctor import Check, Surroundings, examine, look_around
 from ovi_studio.runtime.hardware import simulate
-from ovi_studio.variants import VARIANTS
+from ovi_studio.studio.doctor import Check, Surroundings, examine, look_around
+from ovi_studio.weights.catalog import RELEASED, SOURCES
+from ovi_studio.weights.inventory import Readiness
 
-RELEASED = [name for name, variant in VARIANTS.items() if variant.fusion_file]
 CARD = simulate("1x24GB@8.9,ram=64,kernels=all")
 AROUND = Surroundings(
     system="Linux",
@@ -23,7 +23,7 @@ AROUND = Surroundings(
     required=("torch", "diffusers"),
     weights_folder=Path("/data/weights"),
     free_disk_bytes=200 * 10**9,
-    missing={name: {} for name in RELEASED},
+    models=tuple(Readiness(name, (), 0, ()) for name in RELEASED),
 )
 
 
@@ -93,17 +93,19 @@ def test_too_little_memory_is_noted():
 
 
 def test_missing_weights_come_with_the_command_and_too_small_a_disk_with_another():
-    missing = AROUND.missing | {"960x960_5s": {"fusion-960x960_5s": 23 * 10**9, "tokenizer": 0}}
-    check = the(found(missing=missing), "weights", "960x960_5s")
+    lacks = (SOURCES["fusion-960x960_5s"], SOURCES["tokenizer"])
+    models = (*AROUND.models[:1], Readiness("960x960_5s", lacks, 23 * 10**9, ()))
+    check = the(found(models=models), "weights", "960x960_5s")
     assert (check.state, check.remedy) == ("missing", "ovi-studio models download 960x960_5s")
-    assert "fusion-960x960_5s, tokenizer; about 23 GB" in check.text
-    check = the(found(missing=missing, free_disk_bytes=10**10), "weights", "960x960_5s")
+    assert "fusion-960x960_5s, tokenizer; about 23.0 GB" in check.text
+    check = the(found(models=models, free_disk_bytes=10**10), "weights", "960x960_5s")
     assert "has 10 GB free" in check.text
     assert "--set" in check.remedy
 
 
 def test_every_state_but_ok_has_a_remedy():
-    ailing = found(simulate("1x6GB@7.5,ram=8,kernels=none"), packages={}, missing={name: {"x": 1} for name in RELEASED})
+    models = tuple(Readiness(name, (SOURCES["vocoder"],), 1, ()) for name in RELEASED)
+    ailing = found(simulate("1x6GB@7.5,ram=8,kernels=none"), packages={}, models=models)
     assert all(check.remedy for check in ailing if check.state != "ok")
 
 
@@ -111,8 +113,8 @@ def test_this_machine_can_be_looked_at(tmp_path):
     around = look_around(tmp_path / "none" / "weights")
     assert around.packages["torch"]
     assert around.free_disk_bytes > 0
-    assert set(around.missing) == set(RELEASED)
-    assert all("tokenizer" in parts for parts in around.missing.values())
+    assert [model.variant for model in around.models] == list(RELEASED)
+    assert all(SOURCES["tokenizer"] in model.missing for model in around.models)
 
 
 def test_the_command_prints_json(tmp_path, monkeypatch, capsysbinary):

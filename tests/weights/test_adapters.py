@@ -11,7 +11,8 @@ from ovi_studio.errors import WeightsError
 from ovi_studio.model import components
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.weights import convert
-from ovi_studio.weights.adapters import DISTILLATION_KEY, AdapterUse, Distillation, put_on, read_adapter, take_off
+from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter, take_off
+from ovi_studio.weights.inventory import DISTILLATION_KEY, Distillation
 from ovi_studio.weights.load import Destination, load_component
 from tests.weights import toy
 from tests.weights.toy import TOY, State
@@ -298,7 +299,7 @@ def test_a_distilled_adapter_brings_its_sampling_and_warns_of_the_sound(base, tm
 def test_a_known_distilled_adapter_needs_no_metadata(base, tmp_path):
     path = tmp_path / "Wan2_2_5B_FastWanFullAttn_lora_rank_128_bf16.safetensors"
     weights = read_adapter(toy.save(comfy(matrices(base, BLOCK_LAYERS)), path))
-    assert weights.distillation == Distillation(3, 5.0, 1.0)
+    assert weights.distillation == Distillation(3, 2.0, 1.0)
 
 
 def test_usual_adapters_leave_the_sampling_alone(base, tmp_path):

@@ -13,7 +13,8 @@ from ovi_studio.variants import VARIANTS
 from ovi_studio.weights import catalog
 from ovi_studio.weights import survey as survey_module
 from ovi_studio.weights.float8 import Float8Linear
-from ovi_studio.weights.importing import adopt, find_adapter, missing, plan_adoption, weight_files
+from ovi_studio.weights.importing import adopt, plan_adoption
+from ovi_studio.weights.inventory import find_adapter, readiness, weight_files
 from ovi_studio.weights.load import Destination, load_component, load_weights
 from ovi_studio.weights.store import Finding, ListedFile, Listing, State, Store, sha256_of
 from ovi_studio.weights.survey import Survey, survey
@@ -176,7 +177,7 @@ def test_comfyuis_tree_loads_and_what_it_lacks_is_named(tmp_path):
     assert len(transformer.files) == 2
     assert transformer.title == "transformer, in float8 with scales"
     variant = VARIANTS["960x960_10s"]
-    assert [source.kind for source in missing(variant, store)] == ["tokenizer"]
+    assert [source.kind for source in readiness(variant, store).missing] == ["tokenizer"]
     with pytest.raises(WeightsError, match="ovi-studio models download tokenizer"):
         weight_files(variant, store)
     take(toy.save_tokenizer(tmp_path / "Wan" / "tokenizer").parent, store)
@@ -298,7 +299,7 @@ def test_an_import_whose_original_is_gone_counts_as_missing(tmp_path):
     store = Store(tmp_path / "store")
     take(path, store)
     path.unlink()
-    assert "fusion-720x720_5s" in [source.name for source in missing(VARIANTS["720x720_5s"], store)]
+    assert "fusion-720x720_5s" in [source.name for source in readiness(VARIANTS["720x720_5s"], store).missing]
 
 
 def test_adapters_that_fit_are_taken_and_found_by_their_id(tmp_path):

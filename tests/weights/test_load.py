@@ -1,5 +1,7 @@
 """Loading: every layout gives the source's tensors, every kind of damage its own error."""
 
+import dataclasses
+import gc
 import json
 import os
 import random
@@ -12,12 +14,14 @@ import torch
 from torch import nn
 
 from ovi_studio.errors import WeightsError
+from ovi_studio.model import components
 from ovi_studio.model.sampler import Latents
-from ovi_studio.weights import layouts
+from ovi_studio.runtime.hardware import private_bytes
+from ovi_studio.weights import convert, layouts
 from ovi_studio.weights.float8 import Float8Linear, has_float8
 from ovi_studio.weights.headers import read_header
 from ovi_studio.weights.layouts import WeightFiles
-from ovi_studio.weights.load import Destination, load_component, load_weights
+from ovi_studio.weights.load import IN_FILES, Destination, lies_in_files, load_component, load_weights
 from tests.weights import toy
 from tests.weights.toy import TOY, State
 
@@ -137,6 +141,48 @@ def test_a_whole_pipeline_loads_and_runs(tmp_path):
     out = pipeline.transformer(torch.zeros(1, 48, 1, 2, 2), torch.zeros(1, 4, 8), torch.tensor([500.0]), text)
     assert isinstance(Latents(out.video, out.audio), Latents)
     assert out.video.isfinite().all()
+
+
+# --- Left in the files
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_weights_left_in_their_files_are_the_same(component, dtype, tmp_path):
+    state = {name: tensor.to(dtype) for name, tensor in toy.checkpoint(component).items()}
+    file = toy.save(state, tmp_path / "m.safetensors")
+    module = load_component(component, TOY, [file], IN_FILES)
+    assert lies_in_files(module)
+    if component in ("audio_vae", "vocoder"):  # computed, in float32
+        assert {t.dtype for t in module.state_dict().values()} == {torch.float32}
+        assert_holds(module, toy.library(component, {n: t.float() for n, t in state.items()}))
+    else:
+        assert_holds(module, toy.library(component, state))
+
+
+def test_changing_weights_leaves_their_file_alone(tmp_path):
+    file = toy.save(toy.checkpoint("transformer"), tmp_path / "m.safetensors")
+    before = file.read_bytes()
+    module = load_component("transformer", TOY, [file], IN_FILES)
+    for parameter in module.parameters():
+        parameter.add_(1)
+    del module
+    gc.collect()
+    assert file.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell mapped files apart")
+def test_what_is_left_in_files_takes_no_memory(tmp_path):
+    wide = dataclasses.replace(TOY, transformer=dataclasses.replace(TOY.transformer, ffn_dim=500_000))
+    with torch.device("meta"):
+        shapes = convert.fusion_to_checkpoint(components.build_transformer(wide).state_dict())
+    file = toy.save({name: torch.ones(t.shape) for name, t in shapes.items()}, tmp_path / "m.safetensors")
+    gc.collect()
+    before = private_bytes()
+    module = load_component("transformer", wide, [file], IN_FILES)
+    assert file.stat().st_size > 500e6
+    assert sum(float(parameter.sum()) for parameter in module.parameters()) > 100e6
+    assert private_bytes() - before < 100e6
 
 
 # --- Float8
