@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 from ovi_studio.errors import CancelledError, OviStudioError
 
-Stage: TypeAlias = Literal["load", "encode text", "first frame", "denoise", "decode", "mux"]
+Stage: TypeAlias = Literal["draw frame", "load", "encode text", "first frame", "denoise", "decode", "mux"]
 STAGES: tuple[Stage, ...] = get_args(Stage)  # in the order in which a run passes them; it may skip some
 
 
@@ -81,13 +81,29 @@ class StepDone:
         steps: steps of this stage.
         seconds_left: until the whole run is finished; None while there is nothing to judge by.
         preview: a small JPEG of the picture as it looks now, or None when this step has none.
+        sound: a WAV file of the sound as it is now, or None when this step has none.
     """
 
     step: int
     steps: int
     seconds_left: float | None
     preview: bytes | None = None
+    sound: bytes | None = None
     name: ClassVar[str] = "step done"
+
+
+@dataclass(frozen=True)
+class FrameDrawn:
+    """The first frame is drawn, or was before: the run goes on with it.
+
+    Args:
+        path: a PNG in the cache, which keeps the newest ones only: take a copy of it to keep it.
+        seed: that it was drawn with.
+    """
+
+    path: Path
+    seed: int
+    name: ClassVar[str] = "frame drawn"
 
 
 @dataclass(frozen=True)
@@ -136,20 +152,23 @@ class Cancelled:
     name: ClassVar[str] = "cancelled"
 
 
-Event: TypeAlias = Planned | StageStarted | StepDone | Finished | Failed | Cancelled
+Event: TypeAlias = Planned | StageStarted | StepDone | FrameDrawn | Finished | Failed | Cancelled
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """`event` as one line's worth of JSON data; of a preview only its size is told."""
+    """`event` as one line's worth of JSON data; of picture and sound only their sizes are told."""
     data: dict[str, Any] = {"event": event.name}
     match event:
         case Planned(plan, note):
             data |= {"plan": plan.to_json()} | ({"note": note} if note else {})
         case StageStarted(stage):
             data["stage"] = stage
-        case StepDone(step, steps, seconds_left, preview):
+        case StepDone(step, steps, seconds_left, preview, sound):
             data |= {"step": step, "steps": steps, "seconds_left": seconds_left}
-            data["preview_bytes"] = len(preview) if preview is not None else None
+            data["preview_bytes"] = None if preview is None else len(preview)
+            data["sound_bytes"] = None if sound is None else len(sound)
+        case FrameDrawn(path, seed):
+            data |= {"path": str(path), "seed": seed}
         case Finished(clip, measured):
             data |= {"path": str(clip.path), "measured": {stage: asdict(took) for stage, took in measured.items()}}
         case Failed(problem, remedy, exit_code):
@@ -211,7 +230,7 @@ class Progress:
         self._estimates = dict(estimates or {})
         self._clock = clock
         self._factor = 1.0
-        self.start_stage(STAGES[0])
+        self.start_stage(min(self._estimates, key=STAGES.index, default="load"))
 
     def start_stage(self, stage: Stage) -> None:
         """The run enters `stage`."""

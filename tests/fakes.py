@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 
 from ovi_studio.errors import OviStudioError
-from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, StageStarted, StepDone
+from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, FrameDrawn, StageStarted, StepDone
+from ovi_studio.flux import FLUX_KREA
 from ovi_studio.media import Clip, Frame, write_clip
-from ovi_studio.request import GenerationRequest
+from ovi_studio.request import GeneratedFrame, GenerationRequest
 from ovi_studio.runtime.execution_plan import ExecutionPlan
 from ovi_studio.runtime.hardware import simulate
 from ovi_studio.runtime.plan import plan
@@ -47,6 +49,9 @@ class FakeEngine:
     def generate(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
         self.requests.append(request)
         request = request.resolved()
+        if isinstance(request.first_frame, GeneratedFrame):
+            yield StageStarted("draw frame")
+            yield self._frame(request)
         yield StageStarted("load")
         yield StageStarted("denoise")
         for step in range(1, self.steps + 1):
@@ -64,6 +69,30 @@ class FakeEngine:
         clip = self._clip(request)
         self.before_finish()
         yield Finished(clip)
+
+    def draw(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
+        """Any picture, of a size that an image model would choose; it follows from the seed."""
+        request = request.resolved()
+        yield StageStarted("draw frame")
+        for step in range(1, self.steps + 1):
+            time.sleep(self.step_seconds)
+            if cancel.cancelled:
+                yield Cancelled()
+                return
+            yield StepDone(step, self.steps, float(self.steps - step), preview=b"jpeg")
+        if self.error is not None:
+            yield Failed.from_error(self.error)
+            return
+        yield self._frame(request)
+
+    def _frame(self, request: GenerationRequest) -> FrameDrawn:
+        assert isinstance(request.first_frame, GeneratedFrame)
+        seed = request.first_frame.seed or 0
+        height, width = FLUX_KREA.frame_size(request.clip_size())
+        path = self.folder / f"frame-{seed}.png"
+        colour = np.random.default_rng(seed).integers(0, 256, 3).tolist()
+        PIL.Image.new("RGB", (width, height), tuple(colour)).save(path)
+        return FrameDrawn(path, seed)
 
     def _clip(self, request: GenerationRequest) -> Clip:
         height, width = request.clip_size()

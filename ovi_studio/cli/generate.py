@@ -36,6 +36,9 @@ def add_parser(commands: Any) -> None:
     add("prompt", nargs="?", metavar="PROMPT", help="what to see and hear; - reads it from standard input")
     add("--model", dest="variant", metavar="NAME", help=f"{', '.join(VARIANTS)} (default: nano)")
     add("--image", metavar="FILE", help="the first frame")
+    add("--draw-frame", action="store_true", help="have FLUX.1 draw the first frame, from what the prompt shows")
+    add("--first-frame-prompt", metavar="TEXT", help="the same, from a prompt of its own")
+    add("--first-frame-seed", type=int, metavar="N", help="the same, with a seed of its own (default: each clip's)")
     add("--modality", metavar="WHAT", help=f"{', '.join(get_args(Modality))} (default: both)")
     add("--size", metavar="HxW", help="height x width in pixels, such as 704x1280; snaps to the model's area")
     add("--aspect", metavar="W:H", help="width:height, such as 16:9, instead of --size")
@@ -60,6 +63,7 @@ def add_parser(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Makes every take of the request."""
+    from ovi_studio.events import Finished  # noqa: PLC0415
     from ovi_studio.outputs import folder_beside, output_paths, take_name  # noqa: PLC0415
 
     # 1. what is wanted, and whether it can be
@@ -71,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     # 3. make each take; a clip gets its name when it is whole
     if not get_variant(request.variant).trained:
         say(f"{request.variant} is untrained: expect noise")
-    display = _JsonLines() if arguments.json else _ProgressLine(request.takes)
+    display = make_display(request.takes, json_lines=arguments.json)
     with (
         stopped_by_signals() as cancel,
         folder_beside(outputs[0]) as folder,
@@ -79,7 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         for take, (output, each) in enumerate(zip(outputs, request.each_take(), strict=True), start=1):
             cancel.raise_if_cancelled()
-            temporary = _run(engine.generate(each, cancel), display, take)
+            last = follow(engine.generate(each, cancel), display, take)
+            if not isinstance(last, Finished):
+                raise EngineError("The engine stopped without a clip.", "Run it again; report it if it recurs.")
+            temporary = last.clip.path
             display.finish(take_name(temporary, output, force=arguments.force), take)
     return 0
 
@@ -94,8 +101,8 @@ def _request(arguments: argparse.Namespace) -> "GenerationRequest":
         fields["prompt"] = read_prompt(fields["prompt"])
     if "size" in fields:
         fields["size"] = tuple(parse_size(fields["size"]))
-    if arguments.image is not None:
-        fields["first_frame"] = _image_frame(arguments.image)
+    if (frame := _first_frame(arguments)) is not None:
+        fields["first_frame"] = frame
     if arguments.source is not None:
         return _remake(arguments.source, fields)
     if "prompt" not in fields:
@@ -103,7 +110,18 @@ def _request(arguments: argparse.Namespace) -> "GenerationRequest":
     return GenerationRequest.create(**fields)
 
 
-def _image_frame(path: str) -> dict[str, str]:
+def _first_frame(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """The first frame that the options ask for, if any."""
+    prompt, seed = arguments.first_frame_prompt, arguments.first_frame_seed
+    drawn = arguments.draw_frame or prompt is not None or seed is not None
+    if arguments.image is not None and drawn:
+        raise InvalidRequestError("A first frame is given, and to be drawn too.", "Leave out one of the two.")
+    if drawn:
+        return {"kind": "generated", "prompt": prompt, "seed": seed}
+    return None if arguments.image is None else _image_frame(arguments.image)
+
+
+def _image_frame(path: str) -> dict[str, Any]:
     """The first frame in a file, once it is known that it can be read as one."""
     from ovi_studio.images import image_digest, read_image  # noqa: PLC0415
 
@@ -126,7 +144,7 @@ def _remake(source: str, changes: dict[str, Any]) -> "GenerationRequest":
                 f"{source} starts from the image {frame.name!r}, which a clip does not carry.",
                 "Give that image again with --image.",
             )
-        if changes["first_frame"]["sha256"] != frame.sha256:
+        if changes["first_frame"].get("sha256") != frame.sha256:
             say(f"the image is not the {frame.name!r} that {source} starts from: the clip will differ")
     if changes.keys() & {"size", "aspect"}:
         changes = {"size": None, "aspect": None, "snap": True, **changes}
@@ -154,8 +172,8 @@ def _check_prompt(request: "GenerationRequest") -> None:
         say(f"remarks on the prompt: {len(findings)}; `ovi-studio lint` tells them")
 
 
-def _run(events: "Iterator[Event]", display: "_JsonLines | _ProgressLine", take: int) -> Path:
-    """Follow a run to its end; returns where the clip is.
+def follow(events: "Iterator[Event]", display: "_JsonLines | _ProgressLine", take: int = 1) -> "Event | None":
+    """Follow a run to its end; returns its last event.
 
     Raises:
         CancelledError: it was stopped.
@@ -163,11 +181,11 @@ def _run(events: "Iterator[Event]", display: "_JsonLines | _ProgressLine", take:
     """
     from ovi_studio.events import Cancelled, Failed, Finished  # noqa: PLC0415
 
-    finished = None
+    event = None
     for event in events:
         match event:
-            case Finished(clip):
-                finished = clip.path
+            case Finished():
+                pass  # told when the clip has its name
             case Failed(problem, remedy, exit_code):
                 display.show(event, take)
                 error = EngineError(problem, remedy)
@@ -178,9 +196,7 @@ def _run(events: "Iterator[Event]", display: "_JsonLines | _ProgressLine", take:
                 raise CancelledError
             case _:
                 display.show(event, take)
-    if finished is None:
-        raise EngineError("The engine stopped without a clip.", "Run it again; report it if it recurs.")
-    return finished
+    return event
 
 
 @contextlib.contextmanager
@@ -220,6 +236,11 @@ def make_engine(folder: Path, preferences: "Preferences | None" = None) -> "Engi
 
 
 # --- What is shown ----------------------------------------------------------------------------------------
+
+
+def make_display(takes: int, *, json_lines: bool) -> "_JsonLines | _ProgressLine":
+    """What shows a command's runs."""
+    return _JsonLines() if json_lines else _ProgressLine(takes)
 
 
 class _JsonLines:

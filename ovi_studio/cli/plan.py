@@ -30,6 +30,7 @@ def add_parser(commands: Any) -> None:
     add("--modality", metavar="WHAT", default="both", help=f"{', '.join(get_args(Modality))} (default: both)")
     add("--steps", dest="num_inference_steps", type=int, metavar="N", help="sampling steps, 1 to 200")
     add("--with-image", action="store_true", help="as if the clip started from an image")
+    add("--draw-frame", action="store_true", help="as if FLUX.1 drew the first frame")
     add("--quality", metavar="WISH", default="auto", help="auto, exact, fast, smallest (default: auto)")
     add("--simulate", metavar="MACHINE", help="another machine, such as 1x24GB@8.9,ram=64 or cpu,ram=16")
     add_preferences(parser)
@@ -52,11 +53,14 @@ def add_preferences(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prints the plan."""
     from ovi_studio.folders import app_folders  # noqa: PLC0415
-    from ovi_studio.request import GenerationRequest, ImageFrame  # noqa: PLC0415
+    from ovi_studio.request import GeneratedFrame, GenerationRequest, ImageFrame  # noqa: PLC0415
     from ovi_studio.runtime.calibration import Calibration  # noqa: PLC0415
     from ovi_studio.runtime.hardware import probe, simulate  # noqa: PLC0415
     from ovi_studio.runtime.plan import plan  # noqa: PLC0415
 
+    first_frame: ImageFrame | GeneratedFrame | None = ImageFrame(name="any") if arguments.with_image else None
+    if arguments.draw_frame:
+        first_frame = GeneratedFrame()
     request = GenerationRequest.create(
         prompt="any",
         variant=arguments.variant,
@@ -64,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         modality=arguments.modality,
         num_inference_steps=arguments.num_inference_steps,
         quality=arguments.quality,
-        first_frame=ImageFrame(name="any") if arguments.with_image else None,
+        first_frame=first_frame,
     ).resolved()
     hardware = simulate(arguments.simulate) if arguments.simulate is not None else probe()
     rates = None if arguments.simulate else Calibration(app_folders().cache / "calibration.json").rates(hardware)

@@ -29,5 +29,12 @@ class Engine(Protocol):
         did not finish.
         """
 
+    def draw(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
+        """Draws the generated first frame of a request, and no clip.
+
+        The last event is `FrameDrawn`, `Failed` or `Cancelled`. A clip made of the same request begins with this
+        picture, which need not be drawn again.
+        """
+
     def close(self) -> None:
         """Lets go of the model and its memory."""

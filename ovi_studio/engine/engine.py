@@ -1,6 +1,6 @@
 """The engine: a request in, events out, and at the end a clip.
 
-    request → plan → load → encode text → first frame → denoise → decode → mux → Finished(clip)
+    request → plan → (draw frame →) load → encode text → first frame → denoise → decode → mux → Finished(clip)
 
 `OviEngine` is the `Engine` that runs in this process. It puts a plan on the pipeline, composes the pipeline's stage
 methods, and gives the decoded frames straight to the encoder.
@@ -14,6 +14,8 @@ from pathlib import Path
 import PIL.Image
 import torch
 
+from ovi_studio.engine.first_frame import DrawnFrame, FirstFrames, only_drawing, seen, without_drawing
+from ovi_studio.engine.looks import Looks
 from ovi_studio.engine.meter import StageMeter
 from ovi_studio.errors import (
     CancelledError,
@@ -43,11 +45,13 @@ from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame
 from ovi_studio.runtime.apply import AppliedPlan, must_reload
 from ovi_studio.runtime.execution_plan import ExecutionPlan
+from ovi_studio.runtime.hardware import Held, private_bytes
+from ovi_studio.runtime.memory import CUDA_CONTEXT_BYTES
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.variants import Variant, get_variant
 from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter
-from ovi_studio.weights.importing import find_adapter, weight_files
-from ovi_studio.weights.load import Destination, load_weights
+from ovi_studio.weights.inventory import find_adapter, weight_files
+from ovi_studio.weights.load import IN_FILES, load_weights
 from ovi_studio.weights.nano import load_nano
 from ovi_studio.weights.store import Store
 
@@ -60,14 +64,14 @@ MAX_ATTEMPTS = 4  # plans to try, each smaller than the one before, until memory
 
 
 def load_pipeline(variant: Variant, store: Store) -> OviPipeline:
-    """The variant's pipeline with its weights, on the CPU: those of the package, or of the store.
+    """The variant's pipeline with its weights: those of the package, or of the store, mapped from their files.
 
     Raises:
         WeightsError: its weights are not on this machine, or damaged.
     """
     if variant.fusion_file is None:
         return load_nano()
-    return load_weights(variant, weight_files(variant, store), Destination())
+    return load_weights(variant, weight_files(variant, store), IN_FILES)
 
 
 class OviEngine:
@@ -94,34 +98,34 @@ class OviEngine:
         self._planner = planner or Planner(cache_dir)
         self._store = store or Store(app_folders().weights)
         self._load = load
+        self._frames = FirstFrames(cache_dir, self._store)
         self._pipeline: OviPipeline | None = None
         self._placed: AppliedPlan | None = None
         self._adapters: tuple[Adapter, ...] = ()  # those on the pipeline's transformer
 
     def plan(self, request: GenerationRequest) -> ExecutionPlan:
         """See `Engine.plan`."""
-        return self._planner.plan(request.resolved(), *self._held_bytes())
+        return self._planner.plan(request.resolved(), self._held())
 
     def generate(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
         """See `Engine.generate`. Closing the generator abandons the run and leaves nothing behind."""
-        try:
-            yield from self._attempt(request, cancel)
-        except CancelledError:
-            yield Cancelled()
-        except OviStudioError as error:
-            yield Failed.from_error(error)
+        yield from _ending_in_words(self._make(request, cancel))
+
+    def draw(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
+        """See `Engine.draw`. Closing the generator as in `generate`."""
+        yield from _ending_in_words(self._draw(request, cancel))
 
     def close(self) -> None:
         """Lets go of the model and its memory."""
         if self._placed is not None:
-            self._placed.close(discard=True)
+            self._placed.close("discard")
         self._placed = self._pipeline = None
         self._adapters = ()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _attempt(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
-        """Runs by the best plan; where memory runs out all the same, by the next smaller, with the same seed."""
+    def _make(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
+        """A clip, by the best plan."""
         _check_supported(request)
         image = _read_first_frame(request)
         uses = [
@@ -130,12 +134,72 @@ class OviEngine:
         ]
         request, note = _sampled_as_distilled(request, uses)
         request = request.resolved(None if image is None else (image.height, image.width))
-        plan = self._planner.plan(request, *self._held_bytes())
+        plan = self._planner.plan(request, self._held())
+        kept: DrawnFrame | None = None
+
+        def needed(plan: ExecutionPlan) -> ExecutionPlan:
+            nonlocal kept
+            kept = self._frames.kept(request, plan)
+            return plan if kept is None else without_drawing(plan)
+
+        def work(plan: ExecutionPlan, meter: StageMeter) -> Iterator[Event]:
+            drawn = kept
+            if drawn is not None:
+                yield drawn.told
+            elif "draw frame" in plan.stages:
+                drawn = yield from self._drawn(request, plan, meter, cancel)
+            yield from self._run(request, image if drawn is None else drawn.image, uses, plan, meter, cancel)
+
+        yield from self._attempt(request, plan, needed, work, note)
+
+    def _draw(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
+        """The first frame alone, by what of the clip's plan draws it."""
+        seen(request)
+        request = request.resolved()
+        plan = self._planner.plan(request, self._held())
+        if (kept := self._frames.kept(request, plan)) is not None:
+            yield kept.told
+            return
+
+        def work(plan: ExecutionPlan, meter: StageMeter) -> Iterator[Event]:
+            yield from self._drawn(request, plan, meter, cancel)
+
+        yield from self._attempt(request, plan, only_drawing, work)
+
+    def _drawn(
+        self, request: GenerationRequest, plan: ExecutionPlan, meter: StageMeter, cancel: CancelToken
+    ) -> Generator[Event, None, DrawnFrame]:
+        """The first frame, drawn: nothing of Ovi is in memory meanwhile, and nothing of the image model afterwards."""
+        progress, enter = _course(plan, meter, cancel)
+        self.close()
+        yield enter("draw frame")
+        drawn = yield from self._frames.draw(request, plan, progress, cancel)
+        yield drawn.told
+        return drawn
+
+    def _attempt(
+        self,
+        request: GenerationRequest,
+        plan: ExecutionPlan,
+        needed: Callable[[ExecutionPlan], ExecutionPlan],
+        work: Callable[[ExecutionPlan, StageMeter], Iterator[Event]],
+        note: str = "",
+    ) -> Iterator[Event]:
+        """Works by a plan; where memory runs out all the same, by the next smaller, with the same seed.
+
+        Args:
+            request: resolved.
+            plan: the first to try.
+            needed: what of a plan there is to do.
+            work: does it.
+            note: on the first plan.
+        """
         for _ in range(MAX_ATTEMPTS):
+            plan = needed(plan)
             yield Planned(plan, note)
             with StageMeter(plan.device) as meter:
                 try:
-                    yield from self._run(request, image, uses, plan, meter, cancel)
+                    yield from work(plan, meter)
                 except (torch.OutOfMemoryError, MemoryError):
                     pass
                 else:
@@ -160,13 +224,7 @@ class OviEngine:
     ) -> Iterator[Event]:
         """One resolved request by one plan."""
         variant, size = get_variant(request.variant), request.clip_size()
-        progress = Progress({stage: planned.seconds for stage, planned in plan.stages.items()})
-
-        def enter(stage: Stage) -> StageStarted:
-            cancel.raise_if_cancelled()
-            progress.start_stage(stage)
-            meter.start_stage(stage)
-            return StageStarted(stage)
+        progress, enter = _course(plan, meter, cancel)
 
         # 1. Load
         yield enter("load")
@@ -198,15 +256,14 @@ class OviEngine:
             with placed.stage("denoise"):
                 sampler = _sampler_of(request, plan, pipeline, text, first_frame)
                 latents = sampler.begin(pipeline.prepare_noise(*size, modality=request.modality, seed=request.seed))
-                steps = len(sampler.timesteps)
+                looks, steps = Looks(placed, preview), len(sampler.timesteps)
                 for index in range(steps):
                     latents = sampler.step(latents, index)
                     _wait_for(plan.device)
                     cancel.raise_if_cancelled()
                     progress.finish_step(index + 1, steps)
-                    picture = sampler.estimate.video
-                    jpeg = preview.jpeg(picture) if preview is not None and picture is not None else None
-                    yield StepDone(index + 1, steps, progress.seconds_left, jpeg)
+                    picture, sound = looks.picture(sampler.estimate), looks.sound(sampler.estimate, index + 1, steps)
+                    yield StepDone(index + 1, steps, progress.seconds_left, picture, sound)
                     if cancel.finishing_early:
                         latents, made = sampler.estimate, made | {"steps_done": index + 1}
                         break
@@ -244,8 +301,6 @@ class OviEngine:
         narrowed = _narrows_transformer(plan)
         if self._placed is not None:
             narrowed |= _narrows_transformer(self._placed.plan)
-            self._placed.close()
-            self._placed = None
         if (
             self._pipeline is None
             or self._pipeline.variant != variant
@@ -255,6 +310,9 @@ class OviEngine:
             self.close()
             self._pipeline = self._load(variant, self._store)
             self._pipeline.set_progress_bar_config(disable=True)
+        elif self._placed is not None:
+            self._placed.close("stay")
+            self._placed = None
         if adapters != self._adapters:
             put_on(self._pipeline.transformer, uses, fuse=narrowed)  # narrowed weights cannot carry them live
             self._adapters = adapters
@@ -262,12 +320,38 @@ class OviEngine:
         self._placed = AppliedPlan(self._pipeline, plan, self._cache_dir)
         return self._placed
 
-    def _held_bytes(self) -> tuple[int, int]:
-        """What this engine holds and would give back for another run, on the card and in host memory."""
-        on_card = torch.cuda.memory_reserved() if torch.cuda.is_initialized() else 0
-        modules = [] if self._pipeline is None else self._pipeline.components.values()
-        weights = (p for module in modules if isinstance(module, torch.nn.Module) for p in module.parameters())
-        return on_card, sum(p.nbytes for p in weights if p.device.type == "cpu")
+    def _held(self) -> Held:
+        """What this engine has of the machine's memory; between runs that is its process, and what a plan keeps."""
+        if self._placed is None:
+            return Held(private_bytes())
+        device = self._placed.plan.device
+        on_card = 0 if device == "cpu" else torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES
+        return Held(private_bytes(), {device: on_card})
+
+
+def _ending_in_words(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events; what ends them early becomes the last one."""
+    try:
+        yield from events
+    except CancelledError:
+        yield Cancelled()
+    except OviStudioError as error:
+        yield Failed.from_error(error)
+
+
+def _course(
+    plan: ExecutionPlan, meter: StageMeter, cancel: CancelToken
+) -> tuple[Progress, Callable[[Stage], StageStarted]]:
+    """The seconds left of a run, and what enters its next stage."""
+    progress = Progress({stage: planned.seconds for stage, planned in plan.stages.items()})
+
+    def enter(stage: Stage) -> StageStarted:
+        cancel.raise_if_cancelled()
+        progress.start_stage(stage)
+        meter.start_stage(stage)
+        return StageStarted(stage)
+
+    return progress, enter
 
 
 def _wait_for(device: str) -> None:
@@ -303,9 +387,7 @@ def _check_supported(request: GenerationRequest) -> None:
             f"An engine makes one clip at a time, not {request.takes} takes.", "Ask for each take by itself."
         )
     if isinstance(request.first_frame, GeneratedFrame):
-        raise InvalidRequestError(
-            "This version cannot draw a first frame.", "Give an image file, or start from the prompt alone."
-        )
+        seen(request)
 
 
 def _read_first_frame(request: GenerationRequest) -> PIL.Image.Image | None:

@@ -4,16 +4,16 @@ import threading
 import time
 from types import TracebackType
 
-import psutil
 import torch
 
 from ovi_studio.events import Measured, Stage
+from ovi_studio.runtime.hardware import private_bytes
 
 INTERVAL = 0.05  # seconds between two looks at the process's memory: a stage of full size takes many of them
 
 
 class StageMeter:
-    """Measures stage after stage: peak of tensors on the card, peak of the process in host memory, seconds.
+    """Measures stage after stage: peak of tensors on the card, peak of the process's own host memory, seconds.
 
     Args:
         device: as torch names it; only a CUDA device has memory of its own.
@@ -21,7 +21,6 @@ class StageMeter:
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
-        self._process = psutil.Process()
         self._measured: dict[Stage, Measured] = {}
         self._stage: Stage = "load"
         self._started = time.monotonic()
@@ -38,7 +37,7 @@ class StageMeter:
         """The run enters `stage`."""
         self._note()
         self._stage, self._started = stage, time.monotonic()
-        self._peak_host = self._process.memory_info().rss
+        self._peak_host = private_bytes()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
 
@@ -61,8 +60,8 @@ class StageMeter:
     def _note(self) -> None:
         seconds = time.monotonic() - self._started
         gpu = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
-        self._measured[self._stage] = Measured(gpu, max(self._peak_host, self._process.memory_info().rss), seconds)
+        self._measured[self._stage] = Measured(gpu, max(self._peak_host, private_bytes()), seconds)
 
     def _sample(self) -> None:
         while not self._stop.wait(INTERVAL):
-            self._peak_host = max(self._peak_host, self._process.memory_info().rss)
+            self._peak_host = max(self._peak_host, private_bytes())

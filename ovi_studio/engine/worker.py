@@ -1,7 +1,7 @@
 """The engine in a process of its own: what happens to it there, the caller lives on and says what it was.
 
     caller, without torch              │ worker
-    WorkerEngine.generate ── _Generate ┼─▶ listener ──▶ main thread: engine.generate
+    WorkerEngine.generate ── _Generate ┼─▶ listener ──▶ main thread: engine.generate (or _Draw: engine.draw)
                           ── _Cancel ──┼─▶    └─ cancels the token of the run (or _FinishEarly)
                           ◀────────────┼─────────────── events, or _Broken
     WorkerEngine.close ───── _Close ───┼─▶    └─ the same, and leave
@@ -32,22 +32,22 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 from ovi_studio.engine import Engine
 from ovi_studio.errors import EngineError, OviStudioError
-from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished
+from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, FrameDrawn
 from ovi_studio.files import writing_errors
 from ovi_studio.folders import app_folders
 from ovi_studio.media import read_clip
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
 from ovi_studio.runtime.hardware import memory_of
-from ovi_studio.runtime.planner import Planner
+from ovi_studio.runtime.planner import NOTHING_HELD, Planner
 
 _POLL_SECONDS = 0.05  # guessed: how late a cancelled token is noticed; no person feels it
 _LEAVE_SECONDS = 5.0  # guessed: for an idle worker to leave when asked, and again when told
-_LAST_EVENTS = (Finished, Failed, Cancelled)
+_UNFINISHED = (Failed, Cancelled)  # last events of any run
 
 _logger = logging.getLogger(__name__)
 
@@ -90,19 +90,26 @@ class WorkerEngine:
     def plan(self, request: GenerationRequest) -> ExecutionPlan:
         """See `Engine.plan`. What the worker holds is counted as free: it would give it back."""
         worker = self._worker
-        held = (0, 0) if worker is None else memory_of(worker.pid)
-        return self._planner.plan(request.resolved(), *held)
+        held = NOTHING_HELD if worker is None else memory_of(worker.pid)
+        return self._planner.plan(request.resolved(), held)
 
     def generate(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
         """See `Engine.generate`. One run at a time: another one, from whatever thread, fails at once.
 
         Closing the generator cancels the run, and returns when that is over.
         """
+        yield from self._one_at_a_time(_Generate(request.model_dump_json()), cancel)
+
+    def draw(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
+        """See `Engine.draw`, and `generate`. The picture is where the worker's engine keeps it."""
+        yield from self._one_at_a_time(_Draw(request.model_dump_json()), cancel)
+
+    def _one_at_a_time(self, order: "_Order", cancel: CancelToken) -> Iterator[Event]:
         if not self._running.acquire(blocking=False):
             yield Failed("The engine is busy with another clip.", "Wait until that is finished, or cancel it.")
             return
         try:
-            yield from self._run(request, cancel)
+            yield from self._run(order, cancel)
         except OviStudioError as error:
             yield Failed.from_error(error)
         finally:
@@ -113,17 +120,17 @@ class WorkerEngine:
         with self._changing:  # to the end: two workers at once may not fit into the card
             self._drop_worker()
 
-    def _run(self, request: GenerationRequest, cancel: CancelToken) -> Iterator[Event]:
+    def _run(self, order: "_Order", cancel: CancelToken) -> Iterator[Event]:
         worker = self._living_worker()
-        worker.send(_Generate(request.model_dump_json()))
+        worker.send(order)
         over = False
         try:
-            for event in worker.follow(cancel):
-                over = isinstance(event, _LAST_EVENTS)
+            for event in worker.follow(order, cancel):
+                over = isinstance(event, order.last_events)
                 yield self._taken(event) if isinstance(event, Finished) else event
         finally:
             if not over:
-                worker.abandon()
+                worker.abandon(order)
 
     def _living_worker(self) -> "_Worker":
         with self._changing:
@@ -192,8 +199,8 @@ class _Worker:
         with self._sending, contextlib.suppress(OSError):
             self._connection.send(message)
 
-    def follow(self, cancel: CancelToken) -> Iterator[Event]:
-        """The events of the run under way, up to the last; that is made up here when the worker cannot tell it."""
+    def follow(self, order: "_Order", cancel: CancelToken) -> Iterator[Event]:
+        """The events of the run that was ordered. The last one is made up here when the worker cannot tell it."""
         early, deadline = False, math.inf
         while True:
             if cancel.finishing_early and not early:
@@ -218,14 +225,14 @@ class _Worker:
                 event = event.failed
             if event is not None:
                 yield event
-            if isinstance(event, _LAST_EVENTS):
+            if isinstance(event, order.last_events):
                 return
 
-    def abandon(self) -> None:
-        """Cancels the run under way and waits until it is over; nothing is kept of it."""
+    def abandon(self, order: "_Order") -> None:
+        """Cancels the run that was ordered and waits until it is over; nothing is kept of it."""
         cancel = CancelToken()
         cancel.cancel()
-        for event in self.follow(cancel):
+        for event in self.follow(order, cancel):
             if isinstance(event, Finished):
                 event.clip.path.unlink(missing_ok=True)
 
@@ -290,6 +297,23 @@ class _Generate:
     """Make a clip; `request` is the JSON of a `GenerationRequest`."""
 
     request: str
+    last_events: ClassVar[tuple[type[Event], ...]] = (Finished, *_UNFINISHED)
+
+    def events(self, engine: Engine, cancel: CancelToken) -> Iterator[Event]:
+        """In the worker: does it."""
+        return engine.generate(GenerationRequest.from_json(self.request), cancel)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draw a first frame; `request` as in `_Generate`."""
+
+    request: str
+    last_events: ClassVar[tuple[type[Event], ...]] = (FrameDrawn, *_UNFINISHED)
+
+    def events(self, engine: Engine, cancel: CancelToken) -> Iterator[Event]:
+        """In the worker: does it."""
+        return engine.draw(GenerationRequest.from_json(self.request), cancel)
 
 
 @dataclass(frozen=True)
@@ -307,7 +331,8 @@ class _Close:
     """Stop the run and leave."""
 
 
-_Message: TypeAlias = _Generate | _FinishEarly | _Cancel | _Close
+_Order: TypeAlias = _Generate | _Draw
+_Message: TypeAlias = _Order | _FinishEarly | _Cancel | _Close
 
 
 @dataclass(frozen=True)
@@ -319,7 +344,7 @@ class _Broken:
 
 # --- In the worker ----------------------------------------------------------------------------------------
 
-_Runs: TypeAlias = "queue.SimpleQueue[tuple[str, CancelToken] | None]"  # None: leave
+_Runs: TypeAlias = "queue.SimpleQueue[tuple[_Order, CancelToken] | None]"  # None: leave
 
 
 def _serve(connection: Connection, make_engine: bytes, folder: Path, cancel_grace: float) -> None:
@@ -342,11 +367,11 @@ def _work(connection: Connection, make_engine: bytes, folder: Path, runs: _Runs)
     """Makes the engine, and with it one clip after another."""
     with contextlib.closing(pickle.loads(make_engine)(folder)) as engine:  # noqa: S301 - from our own caller
         while (run := runs.get()) is not None:
-            request, cancel = run
+            order, cancel = run
             event = None
-            for event in engine.generate(GenerationRequest.from_json(request), cancel):
+            for event in order.events(engine, cancel):
                 _tell(connection, event)
-            if not isinstance(event, _LAST_EVENTS):
+            if not isinstance(event, order.last_events):
                 raise EngineError("The engine stopped without a clip.", "Run it again; report it if it recurs.")
 
 
@@ -360,9 +385,9 @@ def _listen(connection: Connection, runs: _Runs, folder: Path, patience: float) 
         except (EOFError, OSError):  # the caller is gone
             message = _Close()
         match message:
-            case _Generate(request):
+            case _Generate() | _Draw():
                 cancel = CancelToken()
-                runs.put((request, cancel))
+                runs.put((message, cancel))
             case _FinishEarly():
                 cancel.finish_early()
             case _Cancel():

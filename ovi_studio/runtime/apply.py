@@ -15,9 +15,13 @@ A stage brings the weights that it needs and sends away those that take turns; i
 stages do not overlap. "load" and "mux" need nothing. Work belongs inside of its stage: outside of it a component that
 does not stay on the device is in host memory or mapped from a file.
 
+Weights that are mapped from their files are read here, part by part: each goes to its home or to the card in the
+plan's precision before the next one is touched, so that the host never holds more than the plan says.
+
 When the plan is taken off, every weight is on the CPU and, where the plan changed no precision, bit by bit what it
-was. Narrowed weights stay narrowed: `must_reload` says whether another plan can still be put on. `close(discard=True)`
-is for a pipeline that is not used any more: what is on the card is let go and not copied home.
+was. Narrowed weights stay narrowed: `must_reload` says whether another plan can still be put on. What is on the card
+need not be copied home: `close("stay")` is for a plan that follows, `close("discard")` for a pipeline that is not
+used any more.
 
 Adapters are put on the transformer before the plan. Text cache and guidance are the sampler's arguments; of a
 generated first frame only the encoding is here; several cards are not.
@@ -45,11 +49,13 @@ from ovi_studio.model.pipeline import OviPipeline
 from ovi_studio.model.transformer import FusionBlock, OviTransformer
 from ovi_studio.model.video_vae import decode_frames
 from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, ExecutionPlan
-from ovi_studio.runtime.homes import HomeStore
-from ovi_studio.runtime.quantize import can_become, set_precision
-from ovi_studio.runtime.streaming import ForwardWraps, Placed, Resident, Staged, StagedWhole, Streamed
+from ovi_studio.runtime.homes import HomeStore, give_back_freed
+from ovi_studio.runtime.quantize import Parts, can_become
+from ovi_studio.runtime.streaming import ForwardWraps, Leaving, Placed, Resident, Staged, StagedWhole, Streamed
+from ovi_studio.weights.load import lies_in_files, note_in_files
 
 _NEEDED: Mapping[Stage, tuple[ComponentName, ...]] = {
+    "draw frame": (),
     "load": (),
     "encode text": ("text_encoder",),
     "first frame": ("video_vae",),
@@ -57,6 +63,7 @@ _NEEDED: Mapping[Stage, tuple[ComponentName, ...]] = {
     "decode": ("video_vae", "audio_vae", "vocoder"),
     "mux": (),
 }
+_COMPUTED: tuple[ComponentName, ...] = ("audio_vae", "vocoder")  # as they are loaded, so that they are in memory then
 # Change of the first block's output, relative, under which a step reuses the others'. The library's default,
 # not measured on this model.
 _FIRST_BLOCK_THRESHOLD = 0.05
@@ -71,13 +78,13 @@ class AppliedPlan:
     """A plan on a pipeline, from construction to `close`. One at a time.
 
     Args:
-        pipeline: with its weights on the CPU (components that stay on the card may be there already).
+        pipeline: with its weights anywhere.
         plan: for the same variant.
         folder: existing, on the disk that weights are streamed from; files in it last as long as the plan.
 
     Raises:
-        EngineError: the pipeline must be reloaded, a package is missing, or the plan is for several cards or for
-            another variant. The pipeline is then as after `close`.
+        EngineError: the pipeline must be reloaded, a package is missing, the disk is full, or the plan is for several
+            cards or for another variant. The pipeline is then as after `close`.
         OutOfMemoryError: host memory cannot be pinned.
     """
 
@@ -87,7 +94,7 @@ class AppliedPlan:
         self.plan = plan
         self._device = torch.device(plan.device)
         self._placed: dict[ComponentName, Placed] = {}
-        self._discard = False
+        self._leaving: Leaving = "home"
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # takes off what was put on, if anything fails
             self._put_on(undo, folder)
@@ -101,13 +108,14 @@ class AppliedPlan:
     ) -> None:
         self.close()
 
-    def close(self, discard: bool = False) -> None:
+    def close(self, leaving: Leaving = "home") -> None:
         """Takes the plan off; a second call does nothing.
 
         Args:
-            discard: leave the components that are on the card without weights. The pipeline is of no use then.
+            leaving: where the weights are then that are on the card for the whole run; with "discard" nowhere, and
+                the pipeline is of no use.
         """
-        self._discard = discard
+        self._leaving = leaving
         self._undo.close()
         self._placed = {}
         self._free()
@@ -136,15 +144,11 @@ class AppliedPlan:
             yield frames_BCFHW[0].transpose(0, 1)
 
     def _put_on(self, undo: contextlib.ExitStack, folder: Path) -> None:
-        """Everything, from the innermost out: weights, compiled blocks, streaming, step cache."""
+        """Everything, from the innermost out: compiled blocks, weights in their places, step cache."""
         transformer = self.pipeline.transformer
-        # 1. Precisions
         components = list(_planned_components(self.pipeline, self.plan))
-        for _, module, planned in components:
-            keep_on = self._device if planned.placement == "resident" else torch.device("cpu")
-            set_precision(module, _blocks(module), planned.precision, self._device, keep_on)
 
-        # 2. The transformer's own settings
+        # 1. The transformer's own settings
         wraps = ForwardWraps()
         undo.callback(wraps.remove)
         if self.plan.ffn_chunks > 1:
@@ -154,41 +158,46 @@ class AppliedPlan:
         if self.plan.attention_backend != "native":
             undo.enter_context(_attention_backend(transformer, self.plan.attention_backend))
 
-        # 3. Placements
+        # 2. Precisions and places. First what leaves the card, then what stays; of each first what is in memory already
+        components.sort(key=lambda component: (component[2].placement == "resident", component[0] not in _COMPUTED))
         for name, module, planned in components:
             self._placed[name] = self._place(name, module, planned, undo, folder)
             hook = ModelHook()  # diffusers asks it where the pipeline is run
             hook.execution_device = self._device
             module._hf_hook = hook
             undo.callback(delattr, module, "_hf_hook")
+        self._free()
 
-        # 4. Step cache, outermost: a block that it leaves out is not streamed either
+        # 3. Step cache, outermost: a block that it leaves out is not streamed either
         if self.plan.step_cache == "first_block":
             undo.enter_context(_first_block_cache(transformer))
 
     def _place(
         self, name: ComponentName, module: nn.Module, planned: ComponentPlan, undo: contextlib.ExitStack, folder: Path
     ) -> Placed:
+        """Brings a component into its precision and to its place, part by part."""
         if planned.home == "disk":
             temporary = tempfile.TemporaryDirectory(prefix=f"{name}-", dir=folder, ignore_cleanup_errors=True)
             folder = Path(undo.enter_context(temporary))
         pin = planned.placement == "streamed" and self._device.type == "cuda"
         store = HomeStore(planned.home, pin=pin, folder=folder, name=name)
         undo.callback(store.close)
-        if planned.placement == "resident":
-            placed: Placed = Resident(module, self._device)
-        elif planned.placement == "staged" and planned.precision == "nf4":
-            placed = StagedWhole(module, self._device)
-        elif planned.placement == "staged":
-            placed = Staged(module, self._device, store)
+        keep_on = self._device if planned.placement == "resident" else torch.device("cpu")
+        parts = Parts(module, _blocks(module), planned.precision, self._device, keep_on)
+        if planned.placement == "streamed":
+            placed: Placed = Streamed(parts, planned.resident_blocks, planned.outside_resident, self._device, store)
+        elif planned.placement == "staged" and planned.precision != "nf4":
+            placed = Staged(parts, self._device, store, move=planned.home == "disk" or lies_in_files(module))
         else:
-            blocks = _blocks(module)
-            placed = Streamed(module, blocks, planned.resident_blocks, planned.outside_resident, self._device, store)
-        undo.callback(lambda: placed.remove(self._discard))
+            parts.all()
+            placed = Resident(module) if planned.placement == "resident" else StagedWhole(module, self._device)
+        note_in_files(module, planned.home == "disk")
+        undo.callback(lambda: placed.remove(self._leaving))
         return placed
 
     def _free(self) -> None:
-        """Memory that the caching allocator holds in pieces of one stage's sizes is of no use to the next."""
+        """Memory that the allocators hold in pieces of one stage's sizes is of no use to the next."""
+        give_back_freed()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -266,7 +275,13 @@ def _compile_blocks(transformer: OviTransformer, wraps: ForwardWraps) -> None:
 def _attention_backend(transformer: OviTransformer, name: str) -> Iterator[None]:
     """Attention kernels of this transformer. The process's default, which diffusers sets too, is put back at once."""
     before, _ = _AttentionBackendRegistry.get_active_backend()
-    transformer.set_attention_backend(name)
+    try:
+        transformer.set_attention_backend(name)
+    except (RuntimeError, ValueError, ImportError) as error:  # it is not there, or too old
+        raise EngineError(
+            f"The attention kernel {name!r} cannot be used: {error}",
+            "Install the newest version of its package, or remove the package: torch has a kernel of its own.",
+        ) from error
     _AttentionBackendRegistry.set_active_backend(before)
     try:
         yield

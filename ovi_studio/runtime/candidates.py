@@ -12,6 +12,7 @@ from ovi_studio.arithmetic import Component
 from ovi_studio.events import Stage
 from ovi_studio.runtime.execution_plan import (
     AttentionBackend,
+    ComponentName,
     ComponentPlan,
     Home,
     Placement,
@@ -36,6 +37,7 @@ class Machine:
         rates: how fast it is.
         attention: kernel, and the share of the best kernel's rate it reaches.
         can_compile: whether blocks can be compiled.
+        kernels: optional packages that are installed.
     """
 
     device: str
@@ -47,6 +49,7 @@ class Machine:
     attention: tuple[AttentionBackend, float]
     can_compile: bool
     gpu_bytes: Mapping[Stage, int] = dataclasses.field(default_factory=dict)
+    kernels: frozenset[str] = frozenset()
 
     def gpu_limit(self, stage: Stage) -> int:
         """What tensors may have on the card in this stage."""
@@ -87,7 +90,7 @@ class Choice:
     device_bytes: int
     host_bytes: int
     seconds: float
-    settings: "DenoiseSettings | VaeTiling | ComponentPlan | None" = None
+    settings: "DenoiseSettings | VaeTiling | Mapping[ComponentName, ComponentPlan] | None" = None
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,8 @@ def skeletons(
     decoders: tuple[Placement, ...] = ("resident", "staged")
     for t_precision, e_precision in product(tuple(transformer), tuple(text_encoder)):
         for t, e, d in product(_parts(t_precision, forced[0]), _parts(e_precision, forced[1]), decoders):
-            if e.placement == "streamed" and e.precision in ("int8", "nf4"):
-                continue  # bitsandbytes weights move only as a whole
+            if e.precision == "nf4" and (e.placement == "streamed" or e.home == "disk"):
+                continue  # bitsandbytes' layers hold more than weights: they move as a whole, by themselves
             if forced == (None, None) and not _is_sensible(t.placement, e.placement, d):
                 continue
             yield Skeleton(t, e, (d, "card" if d == "resident" else "disk" if "disk" in (t.home, e.home) else "host"))

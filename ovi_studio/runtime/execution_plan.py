@@ -18,7 +18,10 @@ from ovi_studio.runtime.memory import Precision, VaeTiling
 
 Placement: TypeAlias = Literal["resident", "staged", "streamed"]
 Home: TypeAlias = Literal["card", "host", "disk"]
-ComponentName: TypeAlias = Literal["transformer", "text_encoder", "video_vae", "audio_vae", "vocoder", "image_model"]
+ComponentName: TypeAlias = Literal[
+    "transformer", "text_encoder", "video_vae", "audio_vae", "vocoder",
+    "flux_transformer", "flux_text_encoder", "flux_vae",
+]  # fmt: skip
 AttentionBackend: TypeAlias = Literal["native", "_native_cudnn", "flash", "_flash_3", "sage"]  # diffusers' names
 GuidancePasses: TypeAlias = Literal["none", "batched", "sequential"]
 StepCache: TypeAlias = Literal["none", "first_block"]
@@ -166,7 +169,7 @@ class ExecutionPlan:
             f"About {minutes} min {seconds:02d} s, {self._peaks()}",
             "Components",
         ]
-        lines += [f"  {name:13}{component.describe()}" for name, component in self.components.items()]
+        lines += [f"  {name:18}{component.describe()}" for name, component in self.components.items()]
         lines += ["Settings", f"  {self._settings()}", "Stages              card       host    seconds"]
         lines += [
             f"  {name:12}{gigabytes(s.peak_gpu_bytes):>10}{gigabytes(s.peak_host_bytes):>11}{s.seconds:>11.1f}"

@@ -6,9 +6,11 @@
 A GB here is 2^30 bytes, as cards are sold. Memory counts by what is *free*: other programs take some.
 """
 
+import dataclasses
 import importlib.util
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 # What a simulated machine has unless it says otherwise: the `[cuda]` extra, and the triton that CUDA builds of
 # torch bring.
 USUAL_KERNELS: frozenset[Kernel] = frozenset({"flash_attn", "torchao", "bitsandbytes", "triton"})
+MIN_CAPABILITY = (7, 5)  # derived: what current CUDA builds of torch are compiled for
+BF16_CAPABILITY, FP8_CAPABILITY = (8, 0), (8, 9)  # tensor cores for them begin with Ampere and Ada
 SIMULATED_RAM_GB, SIMULATED_CORES = 64, 16  # a usual workstation; guessed
 
 
@@ -245,29 +249,72 @@ def probe(
     )
 
 
-def memory_of(pid: int, *, nvml: Any = pynvml) -> tuple[int, int]:
-    """Bytes that a process holds on all cards and in host memory; 0 where the system does not tell.
+def private_bytes(pid: int | None = None) -> int:
+    """What a process, by default this one, has of host memory for itself: mapped files are the system's to drop.
+
+    On macOS, which does not tell them apart at once, they are counted.
+
+    Raises:
+        psutil.Error: there is no such process.
+    """
+    info = psutil.Process(pid).memory_info()
+    if sys.platform == "linux":
+        return int(info.rss - info.shared)
+    return int(getattr(info, "private", info.rss))
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process has of the machine's memory already, and a plan for it counts again: it is as good as free.
+
+    Args:
+        host_bytes: in host memory.
+        on_cards: by a card's uuid or its name for torch, CUDA's own share included.
+    """
+
+    host_bytes: int = 0
+    on_cards: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def freed(self, hardware: Hardware) -> Hardware:
+        """The machine with what is held counted as free."""
+        cards = tuple(
+            dataclasses.replace(card, free_bytes=min(card.total_bytes, card.free_bytes + self._on(index, card)))
+            for index, card in enumerate(hardware.cards)
+        )
+        free_ram = min(hardware.ram_bytes, hardware.free_ram_bytes + self.host_bytes)
+        return dataclasses.replace(hardware, cards=cards, free_ram_bytes=free_ram)
+
+    def _on(self, index: int, card: Card) -> int:
+        return self.on_cards.get(card.uuid, self.on_cards.get(f"cuda:{index}", 0))
+
+
+def memory_of(pid: int, *, nvml: Any = pynvml) -> Held:
+    """What a process holds; nothing where the system does not tell.
 
     Args:
         pid: of the process.
         nvml: the NVML binding; tests give their own.
     """
     try:
-        host = int(psutil.Process(pid).memory_info().rss)
+        host = private_bytes(pid)
     except psutil.Error:  # it has just ended
-        return 0, 0
+        return Held()
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return 0, host
+        return Held(host)
+    on_cards: dict[str, int] = {}
     try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
-        processes = [process for handle in handles for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-        return sum(process.usedGpuMemory or 0 for process in processes if process.pid == pid), host
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            for part in _mig_slices(nvml, handle) or [handle]:
+                own = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(part) if p.pid == pid]
+                on_cards[_text(nvml.nvmlDeviceGetUUID(part))] = sum(process.usedGpuMemory or 0 for process in own)
     except nvml.NVMLError:
-        return 0, host
+        return Held(host)
     finally:
         nvml.nvmlShutdown()
+    return Held(host, on_cards)
 
 
 def _torch_has_cuda() -> bool:

@@ -4,6 +4,9 @@ A set knows its weights as the plain tensors that they consist of, and can lay t
 of memory of any kind: pinned, a file's, or a card's.
 """
 
+import ctypes
+import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ovi_studio.errors import OutOfMemoryError
+from ovi_studio.errors import EngineError, OutOfMemoryError
 from ovi_studio.runtime.execution_plan import Home
 
 _ALIGNMENT = 256  # bytes; what CUDA gives an allocation of its own
@@ -130,6 +133,16 @@ def _aligned(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
+def give_back_freed() -> None:
+    """Returns to the system what the C library keeps of freed memory, where it can be told to (glibc).
+
+    It keeps a lot where large pieces of changing sizes come and go: while 0.4 GB of layers were narrowed to 0.2 GB it
+    kept 1.1 GB (measured, glibc 2.36).
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
+
+
 class HomeStore:
     """Where streamed and staged weights are at home: host memory, pinned for a card, or files that are mapped.
 
@@ -157,8 +170,14 @@ class HomeStore:
 
         Raises:
             OutOfMemoryError: memory cannot be pinned.
+            EngineError: the disk is full.
         """
         if self.home == "disk":
+            if count > shutil.disk_usage(self._folder).free:  # a mapped file that cannot grow kills the process
+                raise EngineError(
+                    f"The disk of {self._folder} has no room for {count / 2**30:.1f} GB of weights more.",
+                    "Make room there, choose a smaller model, or close programs so that the weights fit in RAM.",
+                )
             self._files += 1
             path = self._folder / f"{self._name}-{self._files}.weights"
             return torch.from_file(str(path), shared=True, size=count, dtype=torch.uint8)

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from ovi_studio import arithmetic
 from ovi_studio.arithmetic import Component
+from ovi_studio.flux import FLUX_KREA, ImageModel
 from ovi_studio.request import GeneratedFrame, GenerationRequest, Quality
 from ovi_studio.shapes import TextEncoderShape, TransformerShape, VideoVaeShape
 from ovi_studio.variants import Modality, Size, Variant
@@ -48,6 +49,7 @@ class Workload:
         first_frame: where the first frame comes from.
         adapters: LoRAs put on.
         quality: the wish.
+        image_model: draws the first frame where that is generated.
     """
 
     variant: Variant
@@ -59,9 +61,10 @@ class Workload:
     first_frame: FirstFrame = "none"
     adapters: int = 0
     quality: Quality = "auto"
+    image_model: ImageModel = FLUX_KREA
 
     @classmethod
-    def of(cls, request: GenerationRequest, variant: Variant) -> "Workload":
+    def of(cls, request: GenerationRequest, variant: Variant, image_model: ImageModel = FLUX_KREA) -> "Workload":
         """The workload of one take. A request whose size depends on its image should be resolved before."""
         defaults = variant.defaults
         scales = (
@@ -80,6 +83,7 @@ class Workload:
             "none" if request.first_frame is None else "generated" if generated else "image",
             len(request.adapters),
             request.quality,
+            image_model,
         )
 
     @property
@@ -462,26 +466,6 @@ def vocoder_bytes(workload: Workload) -> int:
     shape = workload.variant.vocoder
     channels = shape.upsample_initial_channel // 2 ** len(shape.upsample_rates)
     return (4 + 3 * 2) * 4 * channels * workload.variant.num_samples
-
-
-# --- The image model ---------------------------------------------------------------------------------------
-
-# FLUX.1, which draws first frames: its model card and configuration. Text encoders: T5-XXL and CLIP-L.
-IMAGE_TRANSFORMER_PARAMETERS, IMAGE_ENCODER_PARAMETERS, IMAGE_BLOCKS = 11_900_000_000, 4_885_000_000, 57
-IMAGE_STEPS, IMAGE_TOKENS, IMAGE_DIM = 28, 4096 + 512, 3072  # a square of 1024 pixels, and the prompt
-IMAGE_ACTIVATION_BYTES = 2**30  # guessed: its widest hidden layer is 0.1 GB
-
-
-def image_model_bytes(precision: Precision) -> tuple[int, int]:
-    """Bytes of the image model's transformer and of its text encoders, which take turns."""
-    per_parameter = {"float32": 4.0, "bf16": 2.0, "int8": 1.0, "nf4": 0.5625}[precision]
-    return int(IMAGE_TRANSFORMER_PARAMETERS * per_parameter), int(IMAGE_ENCODER_PARAMETERS * per_parameter)
-
-
-def image_step_operations() -> int:
-    """Operations of one of the image model's steps, which has no second guidance pass."""
-    products = 2 * IMAGE_TRANSFORMER_PARAMETERS * IMAGE_TOKENS
-    return products + IMAGE_BLOCKS * 4 * IMAGE_TOKENS**2 * IMAGE_DIM
 
 
 def _elements(grid: tuple[int, int, int]) -> int:

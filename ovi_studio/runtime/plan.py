@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 
 from ovi_studio.errors import InvalidInputError, OutOfMemoryError
 from ovi_studio.events import Stage
+from ovi_studio.flux import FLUX_KREA, ImageModel
 from ovi_studio.request import GenerationRequest, Quality
 from ovi_studio.runtime import memory, wording
 from ovi_studio.runtime.candidates import Candidate, Machine, Skeleton, cpu_skeleton, skeletons
@@ -29,14 +30,12 @@ from ovi_studio.runtime.execution_plan import (
     Preferences,
     StagePlan,
 )
-from ovi_studio.runtime.hardware import Card, Hardware
+from ovi_studio.runtime.hardware import BF16_CAPABILITY, FP8_CAPABILITY, MIN_CAPABILITY, Card, Hardware
 from ovi_studio.runtime.memory import Precision, Workload
 from ovi_studio.runtime.rates import Rates
 from ovi_studio.runtime.stages import Stages, component_plans
 from ovi_studio.variants import Variant
 
-MIN_CAPABILITY = (7, 5)  # derived: what current CUDA builds of torch are compiled for
-FP8_CAPABILITY = (8, 9)  # fp8 tensor cores begin with Ada
 # A model of more parameters is refused on a CPU. Derived: at 1 TFLOP/s a full-size clip takes six hours.
 MAX_CPU_PARAMETERS = 10**9
 STEP_DOWN = 0.9  # the next rung needs at most this share in the stage that ran out of memory; guessed
@@ -48,6 +47,7 @@ def plan(
     hardware: Hardware,
     preferences: Preferences | None = None,
     rates: Rates | None = None,
+    image_model: ImageModel = FLUX_KREA,
 ) -> ExecutionPlan:
     """The best way to make one take of the request on this machine.
 
@@ -57,11 +57,12 @@ def plan(
         hardware: the machine, as it is now.
         preferences: what is forced; by default nothing.
         rates: measured on this machine; by default those of its class.
+        image_model: draws the first frame where that is wished.
 
     Raises:
         InvalidInputError: nothing fits, or what is forced is impossible; the message says what would be needed.
     """
-    return plan_workload(Workload.of(request, variant), hardware, preferences, rates)
+    return plan_workload(Workload.of(request, variant, image_model), hardware, preferences, rates)
 
 
 def plan_workload(
@@ -72,7 +73,7 @@ def plan_workload(
 ) -> ExecutionPlan:
     """`plan`, for a workload. Raises as `plan`."""
     preferences = preferences or Preferences()
-    machines = _machines(workload, hardware, preferences, rates)
+    machines = _able_to_draw(_machines(workload, hardware, preferences, rates), workload)
     candidates = _candidates(workload, hardware, machines, preferences)
     fitting = [c for c in candidates if c.fits_gpu and c.fits_host]
     if not fitting:
@@ -90,6 +91,7 @@ def step_down(
     hardware: Hardware,
     preferences: Preferences | None = None,
     rates: Rates | None = None,
+    image_model: ImageModel = FLUX_KREA,
 ) -> ExecutionPlan:
     """The next rung of the ladder after `stage` ran out of memory: it needs clearly less there, nowhere more.
 
@@ -101,11 +103,12 @@ def step_down(
         hardware: see above.
         preferences: see above.
         rates: see above.
+        image_model: see above.
 
     Raises:
         OutOfMemoryError: this was the last rung.
     """
-    workload, preferences = Workload.of(request, variant), preferences or Preferences()
+    workload, preferences = Workload.of(request, variant, image_model), preferences or Preferences()
     limits = {name: planned.peak_gpu_bytes for name, planned in failed.stages.items()}
     limits[stage] = int(STEP_DOWN * limits[stage])
     host = failed.peak_host_bytes if failed.device != "cpu" else int(STEP_DOWN * failed.peak_host_bytes)
@@ -158,13 +161,28 @@ def _machines(workload: Workload, hardware: Hardware, preferences: Preferences, 
                 host,
                 rates or Rates.of(hardware, card),
                 _attention(card, hardware, workload.quality, preferences.attention_backend),
-                "triton" in hardware.kernels,
+                # Triton makes no bf16 code for older cards: torch would leave the blocks as they are, and say so.
+                "triton" in hardware.kernels and card.compute_capability >= BF16_CAPABILITY,
+                kernels=frozenset(hardware.kernels),
             )
         )
     if not machines or runs_on_cpu(workload.variant):
         backend: tuple[AttentionBackend, float] = ("native", 1.0)
         machines.append(Machine("cpu", "the CPU", None, 0, host, rates or Rates.of(hardware, None), backend, False))
     return machines
+
+
+def _able_to_draw(machines: list[Machine], workload: Workload) -> list[Machine]:
+    """The machines on which a first frame can be drawn, where that is wished; a CPU draws with small models only.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    if workload.first_frame != "generated" or workload.image_model.transformer_parameters <= MAX_CPU_PARAMETERS:
+        return machines
+    if cards := [machine for machine in machines if machine.card is not None]:
+        return cards
+    raise InvalidInputError(*wording.CANNOT_DRAW_ON_CPU)
 
 
 def runs_on_cpu(variant: Variant) -> bool:
@@ -180,11 +198,12 @@ def _attention(
     shares: dict[AttentionBackend, float] = {"native": 0.6 if hopper else 0.9}
     if card.compute_capability >= (9, 0):
         shares["_native_cudnn"] = 0.85
-    if card.compute_capability >= (8, 0) and "flash_attn" in hardware.kernels:
+    if card.compute_capability >= BF16_CAPABILITY and "flash_attn" in hardware.kernels:
         shares["flash"] = 0.6 if hopper else 1.0
     if hopper and "flash_attn_interface" in hardware.kernels:
         shares["_flash_3"] = 1.0
-    if card.compute_capability >= (8, 0) and "sageattention" in hardware.kernels and (quality == "fast" or forced):
+    sage = card.compute_capability >= BF16_CAPABILITY and "sageattention" in hardware.kernels
+    if sage and (quality == "fast" or forced):
         shares["sage"] = 1.2 if hopper else 1.6  # 8-bit products: only where speed is all that is wished
     if forced is not None:
         if forced not in shares:
@@ -213,7 +232,7 @@ def _candidates(
         stages = Stages(workload, machine, preferences, "bytes" if workload.quality == "smallest" else "seconds")
         found += [stages.settle(s) for s in _skeletons(workload, hardware, machine, preferences)]
     if not found:
-        raise InvalidInputError(*wording.impossible(workload, hardware, preferences, MIN_CAPABILITY))
+        raise InvalidInputError(*wording.impossible(workload, hardware, preferences))
     return found
 
 

@@ -1,16 +1,19 @@
 """The planner of one machine: `plan` with what this machine has, is told, and has learnt. Without torch."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ovi_studio.events import Stage
+from ovi_studio.flux import ImageModel
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.calibration import Calibration
 from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
-from ovi_studio.runtime.hardware import Hardware, probe
+from ovi_studio.runtime.hardware import Hardware, Held, probe
 from ovi_studio.runtime.plan import plan, step_down
 from ovi_studio.variants import get_variant
+from ovi_studio.weights.image_model import installed_image_model
+
+NOTHING_HELD = Held()
 
 
 class Planner:
@@ -20,29 +23,35 @@ class Planner:
         cache_dir: folder that keeps the calibration.
         preferences: what is forced.
         look: finds out what the machine has.
+        image_model: finds out what draws first frames; by default the application's.
     """
 
     def __init__(
-        self, cache_dir: Path, preferences: Preferences | None = None, look: Callable[[], Hardware] = probe
+        self,
+        cache_dir: Path,
+        preferences: Preferences | None = None,
+        look: Callable[[], Hardware] = probe,
+        image_model: Callable[[], ImageModel] = installed_image_model,
     ) -> None:
         self._preferences = preferences
         self._look = look
+        self._image_model = image_model
         self._calibration = Calibration(cache_dir / "calibration.json")
 
-    def plan(self, request: GenerationRequest, held_gpu_bytes: int = 0, held_host_bytes: int = 0) -> ExecutionPlan:
+    def plan(self, request: GenerationRequest, held: Held = NOTHING_HELD) -> ExecutionPlan:
         """The best plan for a resolved request.
 
         Args:
             request: what is asked for.
-            held_gpu_bytes: of the card's memory in use, what the caller can give back.
-            held_host_bytes: of host memory in use, what the caller can give back.
+            held: of the memory in use, what the caller has itself.
 
         Raises:
             InvalidInputError: nothing fits, or what is forced is impossible.
         """
-        hardware = self._hardware(held_gpu_bytes, held_host_bytes)
+        hardware = held.freed(self._look())
         rates = self._calibration.rates(hardware)
-        return plan(request, get_variant(request.variant), hardware, self._preferences, rates)
+        variant = get_variant(request.variant)
+        return plan(request, variant, hardware, self._preferences, rates, self._image_model())
 
     def step_down(self, failed: ExecutionPlan, stage: Stage, request: GenerationRequest) -> ExecutionPlan:
         """The next plan after `stage` ran out of memory, when all that was held has been given back.
@@ -50,22 +59,10 @@ class Planner:
         Raises:
             OutOfMemoryError: there is none that needs less.
         """
-        hardware, variant = self._hardware(0, 0), get_variant(request.variant)
+        hardware, variant = self._look(), get_variant(request.variant)
         rates = self._calibration.rates(hardware)
-        return step_down(failed, stage, request, variant, hardware, self._preferences, rates)
+        return step_down(failed, stage, request, variant, hardware, self._preferences, rates, self._image_model())
 
     def learn(self, followed: ExecutionPlan, seconds: Mapping[Stage, float]) -> None:
         """Takes a finished run's seconds into account from now on."""
         self._calibration.learn(followed, seconds, self._look())
-
-    def _hardware(self, held_gpu_bytes: int, held_host_bytes: int) -> Hardware:
-        """The machine with what is held counted as free; of several cards, the first holds it."""
-        hardware = self._look()
-        cards = tuple(
-            dataclasses.replace(card, free_bytes=min(card.total_bytes, card.free_bytes + held_gpu_bytes))
-            if index == 0
-            else card
-            for index, card in enumerate(hardware.cards)
-        )
-        free_ram = min(hardware.ram_bytes, hardware.free_ram_bytes + held_host_bytes)
-        return dataclasses.replace(hardware, cards=cards, free_ram_bytes=free_ram)

@@ -20,8 +20,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ovi_studio.errors import EngineError
+from ovi_studio.runtime.homes import give_back_freed
 from ovi_studio.runtime.memory import Precision
 from ovi_studio.weights.float8 import Float8Linear
 
@@ -36,53 +38,94 @@ def can_become(component: nn.Module, precision: Precision) -> bool:
     return became in (None, precision) or (became == "bf16" and precision in QUANTIZED)
 
 
-def set_precision(
-    component: nn.Module,
-    blocks: Iterable[nn.Module],
-    precision: Precision,
-    work_on: torch.device,
-    keep_on: torch.device,
-) -> None:
-    """Brings a component into `precision`; does nothing where it is already.
+class Parts:
+    """A component that comes into a precision part by part: its blocks, and then what is outside of them.
+
+    A part is brought into the precision when it is asked for. Whoever gives it its place before asking for the next
+    one never holds more than one part twice, however large the file is that the weights are mapped from.
 
     Args:
-        component: floating-point weights, or what an earlier call made of them.
+        component: floating-point weights, or what an earlier plan made of them.
         blocks: its blocks, whose linear layers are quantized.
         precision: the goal.
         work_on: where quantizing is done, one layer at a time.
-        keep_on: where quantized layers go then.
+        keep_on: where the weights go then.
 
     Raises:
-        EngineError: the weights have lost the bits for it, or it needs a package that is not installed.
+        EngineError: the weights have lost the bits for the precision. `blocks` raises it where a package is missing.
     """
-    became: Precision | None = getattr(component, _BECAME, None)
-    if not can_become(component, precision):
-        raise EngineError(
-            f"The weights of {type(component).__name__} are in {became} and cannot become {precision}.",
-            "Load the model again.",
-        )
-    if became == precision:
-        return
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    narrowed = any(x.dtype.itemsize > dtype.itemsize for x in component.parameters() if x.is_floating_point())
-    nn.Module.to(component, dtype)  # diffusers' own `to` warns where there is nothing to warn of
-    if narrowed or precision in QUANTIZED:
-        setattr(component, _BECAME, precision)
-    if precision in QUANTIZED:
-        for parent, name, layer in list(_linear_layers(blocks)):
-            setattr(parent, name, _quantized(layer.to(work_on), precision).to(keep_on))
+
+    def __init__(
+        self,
+        component: nn.Module,
+        blocks: Iterable[nn.Module],
+        precision: Precision,
+        work_on: torch.device,
+        keep_on: torch.device,
+    ) -> None:
+        if not can_become(component, precision):
+            raise EngineError(
+                f"The weights of {type(component).__name__} are in {getattr(component, _BECAME)} and cannot become "
+                f"{precision}.",
+                "Load the model again.",
+            )
+        self._blocks = list(blocks)
+        inside = {module for block in self._blocks for module in block.modules()}
+        self._outside = [module for module in component.modules() if module not in inside]
+        self._precision = precision
+        self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        self._work_on = work_on
+        self._keep_on = keep_on
+        itemsizes = (x.dtype.itemsize for x in component.parameters() if x.is_floating_point())
+        if precision in QUANTIZED or any(size > self._dtype.itemsize for size in itemsizes):
+            setattr(component, _BECAME, precision)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """The blocks, each in the precision."""
+        for block in self._blocks:
+            if self._precision in QUANTIZED:
+                for parent, name, layer in list(_linear_layers(block)):
+                    layer.to(self._work_on, self._dtype)
+                    setattr(parent, name, _quantized(layer, self._precision).to(self._keep_on))
+            self._cast(block.modules())
+            yield block
+            give_back_freed()
+
+    def outside(self) -> list[nn.Module]:
+        """The modules outside of the blocks, their own weights in the precision."""
+        self._cast(self._outside)
+        return self._outside
+
+    def all(self) -> None:
+        """Brings every part into the precision, for a component that is not given its place part by part."""
+        for _ in self.blocks():
+            pass
+        self.outside()
+
+    def _cast(self, modules: Iterable[nn.Module]) -> None:
+        def cast(tensor: Tensor) -> Tensor:
+            if tensor.is_floating_point() and type(tensor) in (Tensor, nn.Parameter):
+                return tensor.to(self._keep_on, self._dtype)
+            return tensor.to(self._keep_on)  # codes, scales, and weights that were quantized before
+
+        for module in modules:
+            module._apply(cast, recurse=False)
 
 
-def _linear_layers(blocks: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def _linear_layers(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Plain linear layers with the module that owns them.
 
-    Those already stored in float8 are of another class; those of an adapter are in a dictionary. Both stay as they are.
+    Those already stored in float8 are of another class, those quantized before have weights of another class, and
+    those of an adapter are in a dictionary: all three stay as they are.
     """
-    for block in blocks:
-        for parent in block.modules():
-            for name, child in parent.named_children():
-                if type(child) is nn.Linear and not isinstance(parent, nn.ModuleDict):
-                    yield parent, name, child
+    for parent in block.modules():
+        for name, child in parent.named_children():
+            if (
+                type(child) is nn.Linear
+                and not is_traceable_wrapper_subclass(child.weight)
+                and not isinstance(parent, nn.ModuleDict)
+            ):
+                yield parent, name, child
 
 
 def _quantized(layer: nn.Linear, precision: Precision) -> nn.Linear:

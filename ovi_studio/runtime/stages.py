@@ -7,7 +7,7 @@ itself: the fastest way that fits. A candidate that does not fit keeps its small
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from typing import Literal, TypeAlias, TypeVar
 
@@ -16,11 +16,13 @@ from ovi_studio.arithmetic import Component
 from ovi_studio.events import Stage
 from ovi_studio.runtime import memory, rates
 from ovi_studio.runtime.candidates import Candidate, Choice, DenoiseSettings, Machine, Part, Skeleton
-from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, Home, Preferences
+from ovi_studio.runtime.drawing import drawing_choices
+from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, Preferences
 from ovi_studio.runtime.memory import Precision, VaeTiling, Workload
 
 PROMPTS = 3  # the prompt and both negative ones, encoded one after the other
-DECODERS: tuple[Component, ...] = ("video_vae", "audio_vae", "vocoder")
+SOUND: tuple[Component, ...] = ("audio_vae", "vocoder")
+DECODERS: tuple[Component, ...] = ("video_vae", *SOUND)
 FFN_CHUNKS = 2  # more would not help: with two, other moments of a block are wider
 EDGE_BLOCKS = memory.PREFETCHED_BLOCKS  # if all but these stayed, streaming would hold everything
 
@@ -60,7 +62,13 @@ class Stages:
         """The candidate that a skeleton makes, whether it fits or not."""
         host = self._home_bytes(skeleton)
         resident = self._resident_bytes(skeleton)
-        choices: dict[Stage, Choice] = {"load": self._load(skeleton, resident, host)}
+        choices: dict[Stage, Choice] = {}
+        if self.workload.first_frame == "generated":
+            process = self._process_bytes()
+            choices["draw frame"] = self._once(
+                "draw frame", None, 0, process, lambda: drawing_choices(self.workload, self.machine, process)
+            )
+        choices["load"] = self._load(skeleton, resident, host)
         choices["encode text"] = self._encode_text(skeleton.text_encoder, resident, host)
         if self.workload.first_frame != "none":
             choices["first frame"] = self._once(
@@ -117,9 +125,14 @@ class Stages:
 
     def _home_bytes(self, skeleton: Skeleton) -> int:
         """Of the process in host memory in all stages: itself, and the weights that are at home there."""
-        process = memory.CUDA_PROCESS_BYTES if self.machine.card else memory.CPU_PROCESS_BYTES
         parts = {name: skeleton.part(name, bool(self.machine.card)) for name in self.workload.components}
-        return process + sum(self._bytes(name, p.precision) for name, p in parts.items() if p.home == "host")
+        return self._process_bytes() + sum(
+            self._bytes(name, p.precision) for name, p in parts.items() if p.home == "host"
+        )
+
+    def _process_bytes(self) -> int:
+        """Of the process itself in host memory."""
+        return memory.CUDA_PROCESS_BYTES if self.machine.card else memory.CPU_PROCESS_BYTES
 
     def _fetch_seconds(self, component: Component, part: Part) -> float:
         """Bringing a component that is not resident to the device, from host memory or from its file.
@@ -137,17 +150,24 @@ class Stages:
     def _load(self, skeleton: Skeleton, resident: int, host: int) -> Choice:
         """Weights come block by block; quantizing takes one block in 16 bits more, on the card; then the preview.
 
-        All files are read once, also those whose weights go back to disk: they are checked, and cut into blocks.
+        Host memory has one block twice while it gets its place, or the video VAE, which comes as a whole. The sound's
+        weights are computed from what the files hold, and wait there: for the first turn, or to the end where they
+        stay on the card. All files are read once, also those whose weights are written to disk in blocks.
         """
-        files = sum(self._file_bytes(name) for name in self.workload.components)
+        parts = {name: skeleton.part(name, bool(self.machine.card)) for name in self.workload.components}
+        files = sum(self._file_bytes(name) for name in parts)
+        sound = sum(self._bytes(name, parts[name].precision) for name in SOUND if name in parts)
         block = memory.transformer_blocks(self.workload.variant, "bf16").block
         quantizing = block if skeleton.transformer.precision not in ("float32", "bf16") else 0
-        preview = 0
-        if self.workload.modality != "audio":
-            vae = skeleton.part("video_vae", bool(self.machine.card))
-            preview = self._bytes("video_vae", vae.precision) if vae.placement == "staged" else 0
-            preview += memory.preview_bytes(self.workload.variant, memory.element_bytes(vae.precision))
-        return Choice(resident + max(quantizing, preview), host + block, self.machine.rates.disk_seconds(files))
+        piece, preview = block, 0
+        if vae := parts.get("video_vae"):
+            whole = self._bytes("video_vae", vae.precision) if vae.placement == "staged" else 0
+            preview = whole + memory.preview_bytes(self.workload.variant, memory.element_bytes(vae.precision))
+            piece = max(block, whole)
+        waiting = {"card": piece + sound, "disk": max(piece, sound), "host": piece}[skeleton.decoders[1]]
+        written = sum(self._bytes(name, part.precision) for name, part in parts.items() if part.home == "disk")
+        seconds = self.machine.rates.disk_seconds(files + written)
+        return Choice(resident + max(quantizing, preview), host + (waiting if self.machine.card else block), seconds)
 
     # 2. Encode text
 
@@ -176,7 +196,7 @@ class Stages:
     # 3. First frame
 
     def _first_frame(self, skeleton: Skeleton, resident: int, host: int) -> Iterator[Choice]:
-        """The image model draws it, where wished; then the video VAE encodes it."""
+        """The video VAE encodes it."""
         part = skeleton.part("video_vae", bool(self.machine.card))
         vae = self._bytes("video_vae", part.precision) if part.placement == "staged" else 0
         encode = vae + memory.image_encode_bytes(self.workload, memory.element_bytes(part.precision))
@@ -184,35 +204,7 @@ class Stages:
         resident += memory.text_state_bytes(self.workload.variant, PROMPTS, width)
         seconds = self.machine.rates.convolution_seconds(self._work["encode_image"])
         seconds += self._fetch_seconds("video_vae", part)
-        if self.workload.first_frame == "image":
-            yield Choice(resident + encode, host, seconds)
-            return
-        for component, device, home, drawing in self._image_model():
-            yield Choice(resident + max(encode, device), host + home, seconds + drawing, component)
-
-    def _image_model(self) -> Iterator[tuple[ComponentPlan, int, int, float]]:
-        """Ways to run the image model: its plan, bytes on the device and in host memory, seconds."""
-        machine, quality = self.machine, self.workload.quality
-        exact: tuple[Precision, ...] = ("bf16",) if machine.card else ("float32",)
-        quantized: tuple[Precision, ...] = ("int8", "nf4") if machine.card and quality != "exact" else ()
-        operations = memory.IMAGE_STEPS * memory.image_step_operations()
-        files = machine.rates.disk_seconds(sum(memory.image_model_bytes("bf16")))
-        for precision in exact + quantized:
-            sizes = memory.image_model_bytes(precision)
-            compute = machine.rates.product_seconds(operations, precision)
-            whole = max(sizes) + memory.IMAGE_ACTIVATION_BYTES
-            yield ComponentPlan(precision, "staged", "disk"), whole, 0, files + compute
-        if machine.card:
-            sizes = memory.image_model_bytes("bf16")
-            compute = machine.rates.product_seconds(operations, "bf16")
-            held = memory.PREFETCHED_BLOCKS * sizes[0] // memory.IMAGE_BLOCKS + 2 * memory.IMAGE_ACTIVATION_BYTES
-            homes: tuple[tuple[Home, int, float], ...] = (
-                ("host", sizes[0], machine.rates.pinned_seconds(sizes[0])),
-                ("disk", 0, machine.rates.disk_seconds(sizes[0])),
-            )
-            for home, at_home, seconds in homes:
-                component = ComponentPlan("bf16", "streamed", home, memory.IMAGE_BLOCKS)
-                yield component, held, at_home, files + max(compute, memory.IMAGE_STEPS * seconds)
+        yield Choice(resident + encode, host, seconds)
 
     # 4. Denoise
 
@@ -239,6 +231,8 @@ class Stages:
         held = resident + memory.adapter_bytes(load)
         held += memory.text_cache_bytes(load, width) if settings.text_cache else 0
         active = memory.denoise_activation_bytes(load, batch, width, settings.text_cache, settings.ffn_chunks)
+        # Between steps the sound is decoded to be heard; only without a picture that may be the wider moment.
+        active = max(active, memory.vocoder_bytes(load) + memory.sampler_bytes(load, batch, width))
         moved = 0
         if part.placement == "staged":
             held += self._bytes("transformer", part.precision)
@@ -344,7 +338,5 @@ def component_plans(candidate: Candidate, workload: Workload) -> dict[ComponentN
                 resident_blocks=settings.resident_blocks,
                 outside_resident=settings.outside_resident,
             )
-    image_model = candidate.choices["first frame"].settings if "first frame" in candidate.choices else None
-    if isinstance(image_model, ComponentPlan):
-        plans["image_model"] = image_model
-    return plans
+    drawing = candidate.choices["draw frame"].settings if "draw frame" in candidate.choices else None
+    return {**drawing, **plans} if isinstance(drawing, Mapping) else plans

@@ -12,15 +12,20 @@ diffusers' group offload is not used: it cannot keep some blocks on the device, 
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ovi_studio.runtime.homes import HomeStore, WeightSet
 from ovi_studio.runtime.memory import PREFETCHED_BLOCKS
+from ovi_studio.runtime.quantize import Parts
+
+# Where weights that are on the device are when a plan has been taken off: in host memory; still there, for the plan
+# that follows; or nowhere. All others are at home.
+Leaving: TypeAlias = Literal["home", "stay", "discard"]
 
 
 class Placed(Protocol):
@@ -32,27 +37,27 @@ class Placed(Protocol):
     def leave(self) -> None:
         """Its stage ends: the weights go, as far as they do not stay."""
 
-    def remove(self, discard: bool) -> None:
-        """Takes the placement off: the weights are in host memory or mapped, or with `discard` nowhere."""
+    def remove(self, leaving: Leaving) -> None:
+        """Takes the placement off."""
 
 
 class Resident:
-    """On the device until taken off."""
+    """On the device until taken off; the weights are there already."""
 
-    def __init__(self, component: nn.Module, device: torch.device) -> None:
-        self._component = component.to(device)
+    def __init__(self, component: nn.Module) -> None:
+        self._component = component
 
     def enter(self) -> None:
-        """The weights are there already."""
+        """See `Placed`: they stay."""
 
     def leave(self) -> None:
-        """The weights stay."""
+        """See `Placed`: they stay."""
 
-    def remove(self, discard: bool) -> None:
+    def remove(self, leaving: Leaving) -> None:
         """See `Placed`."""
-        if discard:
+        if leaving == "discard":
             WeightSet(self._component.modules()).discard()
-        else:
+        elif leaving == "home":
             self._component.to("cpu")
 
 
@@ -74,41 +79,54 @@ class StagedWhole:
         """See `Placed`."""
         self._component.to("cpu")
 
-    def remove(self, discard: bool) -> None:
+    def remove(self, leaving: Leaving) -> None:
         """See `Placed`."""
-        if not discard:
+        if leaving != "discard":
             self._component.to("cpu")
 
 
 class Staged:
-    """On the device between `enter` and `leave`, whole."""
+    """On the device between `enter` and `leave`, whole.
 
-    def __init__(self, component: nn.Module, device: torch.device, store: HomeStore) -> None:
-        component.to("cpu")
+    Args:
+        parts: the component.
+        device: where it is run.
+        store: home of the weights.
+        move: whether they move there; else they are in host memory and stay where they are.
+    """
+
+    def __init__(self, parts: Parts, device: torch.device, store: HomeStore, *, move: bool) -> None:
         self._device = device
-        self._weights = WeightSet(component.modules())
-        if store.home == "disk":
-            self._weights.move_home(store)
+        self._weights = [self._at_home(block.modules(), store, move) for block in parts.blocks()]
+        self._weights.append(self._at_home(parts.outside(), store, move))
+
+    @staticmethod
+    def _at_home(modules: Iterable[nn.Module], store: HomeStore, move: bool) -> WeightSet:
+        weights = WeightSet(modules)
+        if move:
+            weights.move_home(store)
+        return weights
 
     def enter(self) -> None:
         """See `Placed`."""
-        self._weights.bring(self._device)
+        for weights in self._weights:
+            weights.bring(self._device)
 
     def leave(self) -> None:
         """See `Placed`."""
-        self._weights.send_home()
+        for weights in self._weights:
+            weights.send_home()
 
-    def remove(self, discard: bool) -> None:  # noqa: ARG002  there is nothing on the device
+    def remove(self, leaving: Leaving) -> None:  # noqa: ARG002  there is nothing on the device
         """See `Placed`."""
-        self._weights.send_home()
+        self.leave()
 
 
 class Streamed:
     """On the device between `enter` and `leave`, block by block.
 
     Args:
-        component: the whole.
-        blocks: its blocks, which are called one after the other.
+        parts: the component, whose blocks are called one after the other.
         resident_blocks: how many of the first blocks stay on the device during the stage.
         outside_resident: whether what is outside of the blocks does; else each module brings its own weights while
             it runs.
@@ -117,33 +135,33 @@ class Streamed:
     """
 
     def __init__(
-        self,
-        component: nn.Module,
-        blocks: Sequence[nn.Module],
-        resident_blocks: int,
-        outside_resident: bool,
-        device: torch.device,
-        store: HomeStore,
+        self, parts: Parts, resident_blocks: int, outside_resident: bool, device: torch.device, store: HomeStore
     ) -> None:
-        component.to("cpu")
-        inside = {module for block in blocks for module in block.modules()}
-        outside = [module for module in component.modules() if module not in inside]
-        kept = [module for block in blocks[:resident_blocks] for module in block.modules()]
         self._device = device
         self._wraps = ForwardWraps()
-        self._kept = WeightSet([*kept, *(outside if outside_resident else ())])
-        self._kept.move_home(store)
-        self._stream = BlockStream(blocks[resident_blocks:], device, store, self._wraps)
+        self._stream = BlockStream(device, self._wraps)
+        self._kept: list[WeightSet] = []
         self._entered = False
-        for module in () if outside_resident else outside:
-            weights = WeightSet([module])
-            if weights.nbytes:
-                weights.move_home(store)
-                self._wraps.wrap(module, functools.partial(self._run_with, weights))
+        for index, block in enumerate(parts.blocks()):
+            weights = WeightSet(block.modules())
+            weights.move_home(store)
+            if index < resident_blocks:
+                self._kept.append(weights)
+            else:
+                self._stream.add(block, weights)
+        outside = parts.outside()
+        for modules in [outside] if outside_resident else [[module] for module in outside]:
+            weights = WeightSet(modules)
+            weights.move_home(store)
+            if outside_resident:
+                self._kept.append(weights)
+            elif weights.nbytes:
+                self._wraps.wrap(modules[0], functools.partial(self._run_with, weights))
 
     def enter(self) -> None:
         """See `Placed`."""
-        self._kept.bring(self._device)
+        for weights in self._kept:
+            weights.bring(self._device)
         self._stream.start()
         self._entered = True
 
@@ -151,9 +169,10 @@ class Streamed:
         """See `Placed`."""
         self._entered = False
         self._stream.stop()
-        self._kept.send_home()
+        for weights in self._kept:
+            weights.send_home()
 
-    def remove(self, discard: bool) -> None:  # noqa: ARG002  there is nothing on the device
+    def remove(self, leaving: Leaving) -> None:  # noqa: ARG002  there is nothing on the device
         """See `Placed`."""
         self.leave()
         self._wraps.remove()
@@ -198,22 +217,21 @@ class BlockStream:
     the card works.
 
     Args:
-        blocks: those to stream.
-        device: where they run. On a CPU the copies are made all the same, without a stream.
-        store: home of their weights.
+        device: where the blocks run. On a CPU the copies are made all the same, without a stream.
         wraps: where the wrappers around the blocks' `forward` are noted.
     """
 
-    def __init__(
-        self, blocks: Sequence[nn.Module], device: torch.device, store: HomeStore, wraps: "ForwardWraps"
-    ) -> None:
+    def __init__(self, device: torch.device, wraps: "ForwardWraps") -> None:
         self._device = device
-        self._weights = [WeightSet(block.modules()) for block in blocks]
+        self._wraps = wraps
+        self._weights: list[WeightSet] = []
         self._slots: list[_Slot] = []  # the one used longest ago comes first
         self._copies: torch.cuda.Stream | None = None
-        for index, (block, weights) in enumerate(zip(blocks, self._weights, strict=True)):
-            weights.move_home(store)
-            wraps.wrap(block, functools.partial(self._run, index))
+
+    def add(self, block: nn.Module, weights: WeightSet) -> None:
+        """The next block to stream, and its weights, which are at home."""
+        self._wraps.wrap(block, functools.partial(self._run, len(self._weights)))
+        self._weights.append(weights)
 
     def start(self) -> None:
         """Makes the slots; the first block is on its way."""

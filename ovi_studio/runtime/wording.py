@@ -1,11 +1,12 @@
 """A plan's reasons, what it turned down, and why nothing fits, in words for a person."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from ovi_studio.runtime import memory
 from ovi_studio.runtime.candidates import Candidate
 from ovi_studio.runtime.execution_plan import Preferences, gigabytes
-from ovi_studio.runtime.hardware import GB, Hardware
+from ovi_studio.runtime.hardware import BF16_CAPABILITY, FP8_CAPABILITY, GB, MIN_CAPABILITY, Card, Hardware
 from ovi_studio.runtime.memory import Workload
 
 PRECISION_WORDS = {
@@ -27,12 +28,13 @@ def reasons(best: Candidate, workload: Workload, hardware: Hardware, preferences
     if preferences.forced():
         yield f"Forced: {', '.join(preferences.forced())}."
     if best.machine.card is None:
-        yield "There is no usable card, so it runs on the CPU, in float32: bf16 is far slower there."
+        why = "no card has room for it or is faster" if _usable(hardware) else "there is no usable card"
+        yield f"It runs on the CPU, as {why}; in float32, as bf16 is far slower there."
         return
     yield from _budget_reasons(best)
-    yield from _transformer_reasons(best, workload)
-    yield from _placement_reasons(best, hardware)
-    yield from _setting_reasons(best, workload)
+    yield from _transformer_reasons(best, workload, preferences)
+    yield from _placement_reasons(best, workload, hardware, preferences)
+    yield from _setting_reasons(best, workload, preferences)
     yield f"Seconds are estimated from the rates of this kind of card: {best.machine.rates.origin}."
 
 
@@ -43,39 +45,51 @@ def _budget_reasons(best: Candidate) -> Iterator[str]:
             f"Of {gigabytes(card.free_bytes)} free on {card.name}, {gigabytes(best.machine.gpu_budget)} can be used: "
             f"{gigabytes(memory.CUDA_CONTEXT_BYTES)} go to CUDA itself, {memory.FRAGMENTATION:.0%} to fragmentation."
         )
-        if card.compute_capability < (8, 0):
+        if card.compute_capability < BF16_CAPABILITY:
             yield f"Compute capability {card.capability} has no bf16 units: it works, but slowly."
 
 
-def _transformer_reasons(best: Candidate, workload: Workload) -> Iterator[str]:
+def _transformer_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:
     part = best.skeleton.transformer
     if part.precision == "bf16":
         yield "The transformer stays in bf16, as it was trained."
         return
     whole = gigabytes(memory.weight_bytes(workload.variant, "transformer", "bf16"))
     words = PRECISION_WORDS[part.precision]
+    quality = "forced" if preferences.transformer_precision is not None else workload.quality
     yield {
         "auto": f"The transformer's {whole} in bf16 do not fit beside its activations, so it runs as {words}.",
         "fast": f"The transformer runs as {words}, the fastest that fits.",
-    }.get(workload.quality, f"The transformer runs as {words}, which takes half of the {whole} of bf16.")
+    }.get(quality, f"The transformer runs as {words}, which takes half of the {whole} of bf16.")
     if part.precision == "fp8_compute":
         yield "fp8 is compiled: only then is the quantizing of activations fused into other work."
 
 
-def _placement_reasons(best: Candidate, hardware: Hardware) -> Iterator[str]:
+def _cause(workload: Workload, forced: object, cause: str) -> str:
+    """What a part is like it is for: it was forced, the wish was for the least, or this cause."""
+    if forced is not None:
+        return "As forced"
+    return "To take the least of the card" if workload.quality == "smallest" else cause
+
+
+def _placement_reasons(
+    best: Candidate, workload: Workload, hardware: Hardware, preferences: Preferences
+) -> Iterator[str]:
     transformer, text_encoder = best.skeleton.transformer, best.skeleton.text_encoder
     if transformer.placement == "staged":
-        yield "The components take turns on the card: together they do not fit in every stage."
+        cause = _cause(workload, preferences.transformer_placement, "Together they do not fit in every stage")
+        yield f"{cause}: the components take turns on the card."
     elif transformer.placement == "streamed":
-        kept = best.settings.resident_blocks
-        yield (
-            f"The transformer does not fit as a whole: {kept} blocks stay on the card, the others are brought "
-            f"one by one while the block before runs."
+        cause = _cause(workload, preferences.transformer_placement, "The transformer does not fit as a whole")
+        kept = {0: "no block stays", 1: "1 block stays"}.get(
+            best.settings.resident_blocks, f"{best.settings.resident_blocks} blocks stay"
         )
+        yield f"{cause}: {kept} on the card, the others are brought one by one while the block before runs."
     elif text_encoder.placement == "staged":
         yield "The text encoder leaves the card when the prompts are encoded, which makes room for the rest."
     if text_encoder.placement == "streamed":
-        yield "The text encoder is streamed layer by layer: as a whole it does not fit."
+        cause = _cause(workload, preferences.text_encoder_placement, "As a whole it does not fit")
+        yield f"{cause}: the text encoder is streamed layer by layer."
     homes = {part.home for part in (transformer, text_encoder)}
     if "disk" in homes:
         yield (
@@ -84,21 +98,23 @@ def _placement_reasons(best: Candidate, hardware: Hardware) -> Iterator[str]:
         )
 
 
-def _setting_reasons(best: Candidate, workload: Workload) -> Iterator[str]:
+def _setting_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:
     settings = best.settings
     if workload.passes == 2 and not settings.batched:
-        yield "The guidance passes run one after the other: their activations together would need too much room."
+        cause = _cause(workload, preferences.batched_guidance, "Their activations do not fit beside each other")
+        yield f"{cause}: the guidance passes run one after the other."
     if not settings.text_cache:
         yield "The text's keys and values are projected anew at every step, which saves keeping them."
     if settings.ffn_chunks > 1:
         yield "Feed-forward layers take the tokens in parts: the same numbers at a lower peak."
     tiling = best.choices["decode"].settings
     if tiling == "tiled":
-        yield "The picture is decoded in tiles: as a whole the decode does not fit."
+        cause = _cause(workload, preferences.vae_tiling, "As a whole the decode does not fit")
+        yield f"{cause}: the picture is decoded in tiles."
     elif tiling == "tile_by_tile":
         yield "The picture is decoded tile by tile, its frames kept in host memory: this is the smallest decode."
     if settings.compile and best.skeleton.transformer.precision != "fp8_compute":
-        yield "Blocks are compiled: the run is long enough to repay it."
+        yield f"{_cause(workload, preferences.compile, 'The run is long enough to repay it')}: blocks are compiled."
 
 
 # --- Why not ----------------------------------------------------------------------------------------------
@@ -120,19 +136,19 @@ def rejected(best: Candidate, better: Iterable[Candidate], workload: Workload, h
 
 def _lacking(best: Candidate, workload: Workload, hardware: Hardware) -> Iterator[str]:
     card = best.machine.card
-    if card is None or workload.quality == "exact":
+    if card is None:
         return
-    if card.compute_capability < (8, 9):
-        yield f"fp8 computation: needs compute capability 8.9, {card.name} has {card.capability}."
-    elif not {"torchao", "triton"} <= hardware.kernels:
-        yield "fp8 computation: the packages torchao and triton are not both installed."
-    if "torchao" not in hardware.kernels:
-        yield "int8 weights: the package torchao is not installed."
+    if workload.quality != "exact":
+        if card.compute_capability < FP8_CAPABILITY:
+            yield f"fp8 computation: needs compute capability 8.9, {card.name} has {card.capability}."
+        elif not {"torchao", "triton"} <= hardware.kernels:
+            yield "fp8 computation: the packages torchao and triton are not both installed."
+        if "torchao" not in hardware.kernels:
+            yield "int8 weights: the package torchao is not installed."
     if card.compute_capability[0] == 9 and "flash_attn_interface" not in hardware.kernels:
         yield "FlashAttention 3: the package flash_attn_interface is not installed."
-    others = [other for other in hardware.cards if other is not card]
-    if others:
-        yield f"Sharing the work with {len(others)} more cards: a run uses one card."
+    if (others := len(hardware.cards) - 1) > 0:
+        yield f"Sharing the work with {others} more card{'s' if others > 1 else ''}: a run uses one card."
 
 
 def _title(candidate: Candidate) -> str:
@@ -162,12 +178,23 @@ def _shortage_words(candidate: Candidate) -> str:
 
 # --- Nothing goes -----------------------------------------------------------------------------------------
 
+GIVE_AN_IMAGE = "Give an image as the first frame instead, or start from the prompt alone"
+CANNOT_DRAW_ON_CPU = (
+    "There is no usable NVIDIA card, and on a CPU FLUX.1 would take hours to draw the first frame.",
+    f"{GIVE_AN_IMAGE}.",
+)
+
 
 def nothing_fits(
     workload: Workload, hardware: Hardware, candidates: Iterable[Candidate], preferences: Preferences
 ) -> tuple[str, str]:
     """Problem and remedy where every candidate is too large."""
     listed = list(candidates)
+    if workload.first_frame == "generated":
+        undrawn = [replace(c, choices={s: x for s, x in c.choices.items() if s != "draw frame"}) for c in listed]
+        if any(c.fits_gpu and c.fits_host for c in undrawn):
+            return _nothing_draws(hardware, listed)
+        listed = undrawn  # without the frame it would not fit either
     what = f"{workload.variant.name} at {workload.size} (quality {workload.quality!r})"
     free = "Leave more to the planner" if preferences.forced() else "Choose a smaller size or the quality 'smallest'"
     on_card = [c for c in listed if c.machine.card is not None]
@@ -185,30 +212,45 @@ def nothing_fits(
     )
 
 
-def impossible(
-    workload: Workload, hardware: Hardware, preferences: Preferences, least: tuple[int, int]
-) -> tuple[str, str]:
+def _nothing_draws(hardware: Hardware, candidates: list[Candidate]) -> tuple[str, str]:
+    """Problem and remedy where only the drawing of the first frame is too large."""
+    gpu = min(c.gpu_bytes("draw frame") for c in candidates)
+    least = min((c for c in candidates if c.gpu_bytes("draw frame") == gpu), key=lambda c: c.host_bytes("draw frame"))
+    card = least.machine.card
+    if card is not None and gpu > least.machine.gpu_limit("draw frame"):
+        need, have = f"{_up(memory.free_bytes_for(gpu))} free on the card", gigabytes(card.free_bytes)
+    else:
+        need = f"{_up(least.host_bytes('draw frame') + memory.HOST_RESERVE_BYTES)} of free RAM"
+        have = gigabytes(hardware.free_ram_bytes)
+    return f"To draw the first frame FLUX.1 needs {need}, and {have} are.", f"{GIVE_AN_IMAGE}, or close other programs."
+
+
+def impossible(workload: Workload, hardware: Hardware, preferences: Preferences) -> tuple[str, str]:
     """Problem and remedy where there is no candidate at all."""
-    usable = [card for card in hardware.cards if hardware.torch_cuda and card.compute_capability >= least]
-    if usable:
+    if usable := _usable(hardware):
         forced = ", ".join(preferences.forced())
         problem = f"{forced or 'This'} is not possible on {usable[0].name} with quality {workload.quality!r}."
         remedy = (
             "Leave more to the planner: fp8_compute needs compute capability 8.9, torchao and triton; int8 needs "
-            "torchao; 8-bit and nf4 text encoders need bitsandbytes; exact means bf16."
+            "torchao; nf4 needs bitsandbytes, and moves as a whole; exact means bf16."
         )
         return problem, remedy
     why = "There is no usable NVIDIA card"
     if hardware.cards and not hardware.torch_cuda:
         why = "The installed torch cannot use the card"
     elif hardware.cards:
-        why = f"{hardware.cards[0].name} is too old (compute capability below {least[0]}.{least[1]})"
+        why = f"{hardware.cards[0].name} is too old (compute capability below {'.'.join(map(str, MIN_CAPABILITY))})"
     if preferences.forced() and workload.variant.name == "nano":
         return f"{why}, and {', '.join(preferences.forced())} needs one.", "Leave it to the planner."
     remedy = "Use the model nano here, or a machine with an NVIDIA card of 6 GB or more."
     if hardware.cards and not hardware.torch_cuda:
         remedy = "Install a CUDA build of torch, or use the model nano."
     return f"{why}, and {workload.variant.name} would take hours on a CPU.", remedy
+
+
+def _usable(hardware: Hardware) -> list[Card]:
+    """The cards that torch can work on."""
+    return [card for card in hardware.cards if hardware.torch_cuda and card.compute_capability >= MIN_CAPABILITY]
 
 
 def _up(count: int) -> str:

@@ -19,11 +19,12 @@ from ovi_studio.lint import Severity, lint
 from ovi_studio.prompt import Dialect
 from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.library import check_labels
-from ovi_studio.studio.table import MAX_BYTES, Fault, Row, read_table, shown
+from ovi_studio.studio.table import MAX_BYTES, Fault, Row, header_key, read_records, read_table, shown
 from ovi_studio.variants import get_variant, parse_size
 
+EMPTY_TEXT = '""'  # a cell that says: nothing, rather than the model's own
 _PROMPT = "text_prompt"
-_FRAME_COLUMNS = ("image_path", "first_frame_prompt", "first_frame_seed")
+_FRAME_COLUMNS = ("image_path", "draw_frame", "first_frame_prompt", "first_frame_seed")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ def check_batch(data: bytes, images: ImageFolders, defaults: Mapping[str, Any] =
     return CheckedBatch(tuple(rows), tuple(faults), table.ignored, reader.remarks)
 
 
+def read_cells(data: bytes) -> tuple[tuple[str, ...], ...]:
+    """The cells of a table that is to be mended first: the header, and every row that is not empty.
+
+    Raises:
+        InvalidInputError: it is no table at all.
+    """
+    return read_records(data, _HEADERS)
+
+
+def column_of(label: str) -> str:
+    """The column that a header's cell means; "" where it says nothing to us."""
+    return _HEADERS.get(header_key(label), "")
+
+
+def column_names() -> tuple[str, ...]:
+    """Every column that there can be, the prompt first."""
+    return tuple(sorted(dict.fromkeys(_HEADERS.values()), key=_PROMPT.__ne__))
+
+
 class _RowReader:
     """From cells to requests; collects what is wrong on the way.
 
@@ -169,12 +189,13 @@ class _RowReader:
 
     def _first_frame(self, row: Row) -> dict[str, Any]:
         """The field `first_frame`, if any of the row's cells asks for one."""
-        image, prompt, seed = (row.cells.get(column) for column in _FRAME_COLUMNS)
-        if image and (prompt or seed):
+        image, draw, prompt, seed = (row.cells.get(column) for column in _FRAME_COLUMNS)
+        drawn = bool(prompt or seed or (draw and self._try(row, "draw_frame", lambda: _truth(draw))))
+        if image and drawn:
             raise InvalidInputError("A first frame is given, and asked for too.", "Empty one of the cells.")
         if image:
             return {"first_frame": self._image(row, image)}
-        if prompt or seed:
+        if drawn:
             number = self._try(row, "first_frame_seed", lambda: _whole(seed)) if seed else None
             return {"first_frame": {"kind": "generated", "prompt": prompt, "seed": number}}
         return {}
@@ -240,6 +261,10 @@ def _digest_of_image(path: Path, text: str) -> str:
 # --- Cells ----------------------------------------------------------------------------------------------------
 
 
+def _text(text: str) -> str:
+    return "" if text == EMPTY_TEXT else text
+
+
 def _whole(text: str) -> int:
     """A whole number; spreadsheets may write 7 as 7.0."""
     digits = text.removesuffix(".0")
@@ -297,8 +322,8 @@ _COLUMNS: Mapping[str, _Column] = MappingProxyType(
     {
         "model": _Column(("variant",)),
         _PROMPT: _Column(("prompt",)),
-        "video_negative_prompt": _Column(("video_negative_prompt",)),
-        "audio_negative_prompt": _Column(("audio_negative_prompt",)),
+        "video_negative_prompt": _Column(("video_negative_prompt",), _text),
+        "audio_negative_prompt": _Column(("audio_negative_prompt",), _text),
         "modality": _Column(("modality",), str.lower),
         "size": _Column(("size",), _size),
         "aspect": _Column(("aspect",)),

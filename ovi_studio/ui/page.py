@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.routing import Route
 
 from ovi_studio import __version__
 from ovi_studio.assets import data_path
@@ -24,6 +25,8 @@ from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
 from ovi_studio.runtime.hardware import simulate
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.studio.desk import Desk
+from ovi_studio.studio.export import Exports
+from ovi_studio.studio.forecast import Forecast
 from ovi_studio.studio.frames import Frames
 from ovi_studio.studio.library import default_library, default_outputs
 from ovi_studio.ui import theme, widgets
@@ -80,9 +83,10 @@ def running_page(settings: Settings, make_engine: Callable[[Path], Engine] = Wor
         EngineError: the port is taken.
         InvalidInputError: the settings cannot be, such as a page for everybody without a password.
     """
+    _check(settings)
+    door = Door(settings.access)
     folders = app_folders()
     store = Store(folders.weights)
-    door = Door(settings.access)
     with Desk(default_library(), default_outputs(), make_engine) as desk:
         plan = _simulated_plan(settings.simulate, folders.cache) if settings.simulate else desk.engine.plan
         page = build_page(desk, door, Frames(folders.data / "frames"), plan, store)
@@ -139,7 +143,6 @@ def _simulated_plan(machine: str, cache: Path) -> PlanMaker:
 
 
 def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Served:
-    _check_mcp(settings)
     access = settings.access
     options: dict[str, Any] = {
         "theme": theme.theme(),
@@ -147,7 +150,7 @@ def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Serv
         "head": f"<script>{widgets.script('common')}</script>",
         "favicon_path": str(data_path("assets", "ui", "icon.svg")),
         "footer_links": [],
-        "app_kwargs": {"routes": studio_routes(desk), "middleware": middleware(door)},
+        "app_kwargs": {"routes": _routes(desk, door), "middleware": middleware(door)},
         "auth": door.lets_in if door.guarded else None,
         "auth_message": "The owner's name is 'owner'; visitors were told theirs.",
         "share": access.share,
@@ -170,6 +173,11 @@ def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Serv
     return Served(address, share_address, tuple(_notice(door, address, share_address)))
 
 
+def _routes(desk: Desk, door: Door) -> list[Route]:
+    forecast = Forecast(desk.library, lambda request: desk.engine.plan(request).seconds)
+    return studio_routes(desk, Visits(desk, door), Exports(app_folders().cache / "exports"), forecast)
+
+
 def _notice(door: Door, address: str, share_address: str | None) -> Iterator[str]:
     """What is printed when the page is up."""
     access = door.access
@@ -184,7 +192,9 @@ def _notice(door: Door, address: str, share_address: str | None) -> Iterator[str
         yield f"everybody who reaches this page can use it; the owner opens {address}?owner={door.owner_token}"
 
 
-def _check_mcp(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
+    if settings.port is not None and not 1 <= settings.port <= 65_535:
+        raise InvalidInputError(f"There is no port {settings.port}.", "Give one from 1 to 65535, or none.")
     if not settings.mcp:
         return
     if settings.access.leaves_this_machine:

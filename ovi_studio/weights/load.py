@@ -5,7 +5,8 @@
 
 A component is built on the meta device, where it takes no memory. Its files' headers are compared with it, so that
 nothing is read of a file that does not fit. Then each tensor is read into memory of its own (a mapped file would
-count twice); where it must be moved or cast, piece by piece: the host holds the model and one piece.
+count twice); where it must be moved or cast, piece by piece: the host holds the model and one piece. Or it stays in
+its file, mapped into memory, for a plan that brings it from there to its place.
 
 Weights that are stored in float8 stay so in the linear layers (`float8.py`) and are widened elsewhere, which loses
 nothing.
@@ -14,9 +15,10 @@ nothing.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
@@ -38,12 +40,36 @@ _LISTED = 3  # tensors of a kind that a message names
 _PIECE_BYTES = 32 << 20  # guessed: few calls, and little beside the model
 
 
+_IN_FILES = "_ovi_in_files"  # attribute of a component whose weights lie in mapped files
+
+
 @dataclass(frozen=True)
 class Destination:
-    """Where a component's weights go, and in which type they are there (the vocoder's are always float32)."""
+    """Where a component's weights go, and in which type they are there (the vocoder's are always float32).
+
+    Args:
+        device: in whose memory.
+        dtype: None leaves each tensor in the type that it is stored in (float8 outside of linear layers is widened).
+        mapped: leave tensors that are of this type already in their files, mapped into memory: nothing is read before
+            it is used, and what is changed changes in memory only. The files must stay as they are meanwhile.
+    """
 
     device: torch.device | str = "cpu"
-    dtype: torch.dtype = torch.bfloat16
+    dtype: torch.dtype | None = torch.bfloat16
+    mapped: bool = False
+
+
+IN_FILES = Destination(dtype=None, mapped=True)  # for a plan that brings every weight to its place
+
+
+def lies_in_files(component: nn.Module) -> bool:
+    """Whether the component's weights, or some of them, are mapped from files."""
+    return bool(vars(component).get(_IN_FILES, False))
+
+
+def note_in_files(component: nn.Module, in_files: bool) -> None:
+    """From now on `lies_in_files` says so."""
+    vars(component)[_IN_FILES] = in_files
 
 
 @dataclass(frozen=True)
@@ -117,7 +143,7 @@ def load_component(component: Component, variant: Variant, paths: Sequence[Path]
     recipe = _RECIPES[component]
     layout, module = _checked(component, variant, [as_safetensors(path) for path in paths])
     dtype = torch.float32 if component == "vocoder" else destination.dtype
-    goal = Destination(torch.device(destination.device), dtype)
+    goal = Destination(torch.device(destination.device), dtype, destination.mapped)
     if layout.naming == "checkpoint" and recipe.computed:
         state = _computed(recipe, layout, goal)
     else:
@@ -129,6 +155,7 @@ def load_component(component: Component, variant: Variant, paths: Sequence[Path]
     if component == "text_encoder":
         module.tie_weights()
     module.requires_grad_(False)
+    note_in_files(module, goal.mapped)
     return module
 
 
@@ -236,7 +263,7 @@ def _names(paths: Sequence[Path]) -> str:
 
 def _computed(recipe: _Recipe, layout: Layout, goal: Destination) -> dict[str, Tensor]:
     """Read as it is, then put through the key map, which calculates in float32 (the two small audio parts)."""
-    stored = _read_all(layout, Destination("cpu", torch.float32))
+    stored = _read_all(layout, Destination("cpu", torch.float32, goal.mapped))
     return {name: tensor.to(goal.device, goal.dtype) for name, tensor in recipe.from_checkpoint(stored).items()}
 
 
@@ -276,9 +303,10 @@ def _read_all(
     state: dict[str, Tensor] = {}
     kept = kept or {}
     ordered = sorted(layout.tensors.items(), key=lambda item: (item[1].file, item[1].start))
-    with _Files() as files:
+    with _Files(goal.mapped) as files:
         for name, info in ordered:
             ours = names[name] if names else name
+            dtype = goal.dtype or (torch.bfloat16 if info.dtype in FLOATS_8 else DTYPES[info.dtype])
             scale = files.read(layout.scales[name], goal.device, torch.float32) if name in layout.scales else None
             if name in kept:
                 state[ours] = files.read(info, goal.device).view(torch.int8)
@@ -286,17 +314,23 @@ def _read_all(
                     state[f"{kept[name]}.scale"] = scale.view(-1, 1).view(torch.int32)
             elif scale is not None:
                 rows = scale.view(-1, *[1] * (len(info.shape) - 1))
-                state[ours] = (files.read(info, goal.device, torch.float32) * rows).to(goal.dtype)
+                state[ours] = (files.read(info, goal.device, torch.float32) * rows).to(dtype)
             else:
-                state[ours] = files.read(info, goal.device, goal.dtype)
+                state[ours] = files.read(info, goal.device, dtype)
     return state
 
 
 class _Files:
-    """Files that stay open while their tensors are read."""
+    """Files that stay open while their tensors are read.
 
-    def __init__(self) -> None:
+    Args:
+        mapped: leave tensors that are wanted as they are stored in the file.
+    """
+
+    def __init__(self, mapped: bool) -> None:
+        self._mapped = mapped
         self._open: dict[Path, BinaryIO] = {}
+        self._maps: dict[Path, Any] = {}
         self._piece = torch.empty(_PIECE_BYTES, dtype=torch.uint8)  # one for all: freed pieces would fragment the heap
 
     def __enter__(self) -> "_Files":
@@ -307,9 +341,14 @@ class _Files:
             file.close()
 
     def read(self, info: TensorInfo, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor in memory of its own, in `dtype` or as it is stored; a cast or a move goes piece by piece."""
+        """A tensor, in `dtype` or as it is stored; a cast or a move goes piece by piece.
+
+        It is in memory of its own, or in the mapped file.
+        """
         stored = DTYPES[info.dtype]
         if torch.device(device).type == "cpu" and dtype in (None, stored):
+            if self._mapped:
+                return self._map(info)
             return self._fill(torch.empty(info.size, dtype=torch.uint8), info, 0).view(stored).view(info.shape)
         tensor = torch.empty(info.shape, dtype=dtype or stored, device=device)
         flat, step = tensor.view(-1), _PIECE_BYTES // stored.itemsize
@@ -318,6 +357,11 @@ class _Files:
             piece = self._fill(self._piece[: len(target) * stored.itemsize], info, start * stored.itemsize)
             target.copy_(piece.view(stored))
         return tensor
+
+    def _map(self, info: TensorInfo) -> Tensor:
+        if info.file not in self._maps:
+            self._maps[info.file] = safe_open(info.file, framework="pt")
+        return cast("Tensor", self._maps[info.file].get_tensor(info.name))
 
     def _fill(self, data: Tensor, info: TensorInfo, start: int) -> Tensor:
         """Fills `data` with bytes of a stored tensor, from its byte `start` on."""

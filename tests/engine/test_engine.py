@@ -1,8 +1,10 @@
 """`OviEngine` with tiny models: the order of its events, the clip it leaves, how it fails and stops."""
 
 import dataclasses
+import io
 import itertools
 import time
+import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,11 @@ from ovi_studio.images import image_digest
 from ovi_studio.model.pipeline import OviPipeline
 from ovi_studio.model.preview import LatentPreview
 from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame
-from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
-from ovi_studio.runtime.planner import Planner
+from ovi_studio.runtime.execution_plan import ComponentPlan, ExecutionPlan, Preferences
+from ovi_studio.runtime.hardware import Held
+from ovi_studio.runtime.planner import NOTHING_HELD, Planner
 from ovi_studio.variants import Variant, get_variant
-from ovi_studio.weights.importing import ADAPTERS
+from ovi_studio.weights.catalog import ADAPTERS
 from ovi_studio.weights.nano import load_nano
 from ovi_studio.weights.store import Store
 
@@ -80,6 +83,17 @@ def test_stages_steps_and_clip(engine: OviEngine) -> None:
     assert abs(clip.num_samples - variant.num_samples) < AAC_FRAME
 
 
+def test_the_sound_is_heard_from_the_middle_on(engine: OviEngine) -> None:
+    events = run(engine, num_inference_steps=6)
+    sounds = {event.step: event.sound for event in events if isinstance(event, StepDone) and event.steps == 6}
+    assert [step for step, sound in sounds.items() if sound is not None] == [3, 4, 5]
+    with wave.open(io.BytesIO(sounds[5])) as wav:
+        assert (wav.getframerate(), wav.getnframes()) == (16_000, get_variant("nano").num_samples)
+        assert any(wav.readframes(wav.getnframes()))
+    silent = run(engine, num_inference_steps=6, modality="video")
+    assert all(event.sound is None for event in silent if isinstance(event, StepDone))
+
+
 def test_the_clip_gives_its_request_back_and_is_made_again(engine: OviEngine, tmp_path: Path) -> None:
     first = clip_of(run(engine, seed=None))
     embedded = GenerationRequest.from_embedded(media.read_metadata(first.path)["request"])
@@ -109,7 +123,7 @@ def test_first_frame(engine: OviEngine, tmp_path: Path) -> None:
     ("fields", "words"),
     [
         ({"first_frame": ImageFrame(name="gone.png")}, "--image"),
-        ({"first_frame": GeneratedFrame()}, "cannot draw"),
+        ({"first_frame": GeneratedFrame(prompt="<S>seven<E> Audio: a voice")}, "nothing to draw"),
         ({"takes": 2}, "one clip at a time"),
     ],
 )
@@ -328,10 +342,82 @@ def test_the_model_is_loaded_once(tmp_path: Path) -> None:
     assert loads == ["nano", "nano"]
 
 
+class TakesTurns(Planner):
+    """Every run is planned otherwise than the one before."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        super().__init__(cache_dir)
+        placements: list[Any] = [("resident", "card"), ("staged", "host"), ("staged", "disk")]
+        self.parts = itertools.cycle([ComponentPlan("float32", *placement) for placement in placements])
+
+    def plan(self, request: GenerationRequest, held: Held = NOTHING_HELD) -> ExecutionPlan:
+        plan = super().plan(request)
+        return dataclasses.replace(plan, components=dict.fromkeys(plan.components, next(self.parts)))
+
+
+def alive(engine: OviEngine) -> tuple[int, int]:
+    """Tensors, and the process's own bytes."""
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()), engine._held().host_bytes
+
+
+@pytest.mark.slow
+def test_ten_runs_in_a_row_do_not_grow(tmp_path: Path) -> None:
+    """Under a new plan each time: no tensor is left over, and the process grows by less than the model."""
+    loaded = [load_nano()]
+    cache = tmp_path / "cache"
+    engine = OviEngine(tmp_path, cache, TakesTurns(cache), load=lambda _variant, _store: loaded.pop())
+    for _ in range(3):
+        clip_of(run(engine, num_inference_steps=1))
+    tensors, held = alive(engine)
+    for _ in range(12):  # to the same plan again
+        clip_of(run(engine, num_inference_steps=1))
+    later, held_later = alive(engine)
+    assert later <= tensors
+    assert held_later - held < 15e6  # the transformer alone has 28 MB
+    assert [path for path in cache.rglob("*.weights") if not path.is_relative_to(cache / "preview")]
+    engine.close()
+    assert not list(cache.rglob("*.weights"))
+
+
+def test_another_model_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """What the first one held is free before the second one is loaded."""
+    first: list[weakref.ref[torch.nn.Module]] = []
+    left: list[int] = []
+
+    def load(variant: Variant, _store: Store) -> OviPipeline:
+        gc.collect()
+        left.append(sum(reference() is not None for reference in first))
+        pipeline = OviPipeline(**load_nano().components, variant=variant.name)
+        first.extend(
+            weakref.ref(module) for module in pipeline.components.values() if isinstance(module, torch.nn.Module)
+        )
+        return pipeline
+
+    cache = tmp_path / "cache"
+    engine = OviEngine(tmp_path, cache, AsNano(cache), load=load)
+    small: Any = {"size": (32, 64), "snap": False, "num_inference_steps": 1, "slg_layer": 1, "modality": "video"}
+    for variant in ("nano", "720x720_5s", "nano"):
+        clip_of(run(engine, variant=variant, **small))
+    assert left == [0, 0, 0]
+
+
+def test_weights_on_the_disk_are_not_held_in_memory(tmp_path: Path, nano: OviPipeline) -> None:
+    """Only what is in memory would be given back for another run."""
+    cache = tmp_path / "cache"
+    engine = OviEngine(tmp_path, cache, TakesTurns(cache), load=lambda _variant, _store: load_nano())
+    held = {}
+    for place in ("card", "host", "disk"):
+        clip_of(run(engine, num_inference_steps=1, modality="audio"))
+        held[place] = alive(engine)[1]
+    model = sum(p.nbytes for p in nano.transformer.parameters())
+    assert held["host"] - held["disk"] > 0.8 * model
+
+
 class AsNano(Planner):
     """Plans whatever is asked for as if it were nano: the models of these tests are that small."""
 
-    def plan(self, request: GenerationRequest, held_gpu_bytes: int = 0, held_host_bytes: int = 0) -> ExecutionPlan:
+    def plan(self, request: GenerationRequest, held: Held = NOTHING_HELD) -> ExecutionPlan:
         return dataclasses.replace(super().plan(request_of().resolved()), variant=request.variant)
 
 

@@ -23,9 +23,9 @@ import pytest
 from ovi_studio.engine import Engine
 from ovi_studio.engine.worker import WorkerEngine
 from ovi_studio.errors import WeightsError
-from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, StageStarted, StepDone
+from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, FrameDrawn, StageStarted, StepDone
 from ovi_studio.media import read_clip
-from ovi_studio.request import GenerationRequest
+from ovi_studio.request import GeneratedFrame, GenerationRequest
 from tests.fakes import FakeEngine
 
 REPOSITORY = Path(__file__).parents[2]
@@ -214,6 +214,36 @@ def test_the_events_are_those_of_the_engine(make: Make, tmp_path: Path) -> None:
     assert clip == read_clip(clip.path)
     expected.path.unlink()
     expected.path.parent.rmdir()
+
+
+def test_a_frame_is_drawn_there_and_a_clip_made_after_it(make: Make) -> None:
+    engine = make(FakeEngine)
+    request = request_of(4).replace(first_frame=GeneratedFrame())
+    events = list(engine.draw(request, CancelToken()))
+    assert [type(event) for event in events] == [StageStarted, StepDone, StepDone, StepDone, FrameDrawn]
+    assert (events[-1].seed, events[-1].path.suffix) == (4, ".png")
+    assert events[-1].path.is_file()
+    made = list(engine.generate(request, CancelToken()))
+    assert events[-1] in made
+    assert isinstance(made[-1], Finished), "that a frame was drawn is not the end of a clip"
+    failed = list(make(partial(FakeEngine, error=WeightsError("None.", "Fetch."))).draw(request, CancelToken()))
+    assert failed[-1] == Failed("None.", "Fetch.", 2)
+
+
+def test_drawing_is_cancelled_and_abandoned(make: Make) -> None:
+    engine = make(partial(FakeEngine, steps=10_000, step_seconds=0.01))
+    request = request_of().replace(first_frame=GeneratedFrame())
+    cancel = CancelToken()
+    events = engine.draw(request, cancel)
+    assert isinstance(next(events), StageStarted)
+    (busy,) = engine.generate(request, CancelToken())
+    assert "busy" in busy.problem
+    cancel.cancel()
+    assert isinstance(list(events)[-1], Cancelled)
+    left = engine.draw(request, CancelToken())
+    next(left)
+    left.close()
+    assert isinstance(next(engine.draw(request, CancelToken())), StageStarted), "the worker is free again"
 
 
 def test_the_worker_stays_for_the_next_run_and_leaves_at_close(make: Make) -> None:

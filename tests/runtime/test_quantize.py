@@ -5,6 +5,7 @@ the measured error, which stands beside each, and half of it more.
 """
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,12 @@ from ovi_studio.model.pipeline import OviPipeline
 from ovi_studio.runtime.apply import AppliedPlan, must_reload
 from ovi_studio.runtime.execution_plan import ComponentPlan
 from ovi_studio.runtime.homes import plain_tensors
-from ovi_studio.runtime.quantize import can_become, set_precision
+from ovi_studio.runtime.quantize import Parts, can_become
+from ovi_studio.weights.float8 import Float8Linear
+from ovi_studio.weights.load import IN_FILES, Destination, load_component
 from ovi_studio.weights.nano import load_nano
 from tests.runtime.plans import plan_of
+from tests.weights import toy
 
 CPU = torch.device("cpu")
 # precision → measured error of the video and of the audio velocity
@@ -134,7 +138,7 @@ def test_nf4_computes_with_the_weights_it_stands_for(exact: OviPipeline) -> None
     functional = pytest.importorskip("bitsandbytes.functional")
     quantized, widened = load_nano(), load_nano()
     encoder: Any = quantized.text_encoder
-    set_precision(encoder, encoder.encoder.block, "nf4", CPU, CPU)
+    Parts(encoder, encoder.encoder.block, "nf4", CPU, CPU).all()
     for layer, plain in zip(encoder.encoder.block.modules(), widened.text_encoder.encoder.block.modules(), strict=True):
         if isinstance(plain, nn.Linear):
             plain.weight.copy_(functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
@@ -158,7 +162,7 @@ def test_only_linear_weights_of_blocks_are_quantized(precision: Any) -> None:
     linear = {
         f"{name}.weight" for name, m in transformer.named_modules() if isinstance(m, nn.Linear) and "blocks" in name
     }
-    set_precision(transformer, transformer.blocks, precision, CPU, CPU)
+    Parts(transformer, transformer.blocks, precision, CPU, CPU).all()
     count = 0
     for name, parameter in transformer.named_parameters():
         assert parameter.shape == shapes[name]
@@ -173,7 +177,7 @@ def test_only_linear_weights_of_blocks_are_quantized(precision: Any) -> None:
 def test_fp8_is_multiplied_by_scaled_mm() -> None:
     need("fp8_compute")
     layer = nn.Sequential(nn.Linear(64, 128))
-    set_precision(layer, [layer], "fp8_compute", CPU, CPU)
+    Parts(layer, [layer], "fp8_compute", CPU, CPU).all()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         layer(torch.randn(3, 64).bfloat16())
     assert "aten::_scaled_mm" in {event.key for event in profile.key_averages()}
@@ -185,13 +189,25 @@ def test_fp8_storage_uses_each_rows_full_range() -> None:
     with torch.no_grad():
         layer[0].weight.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     weight = layer[0].weight.detach().clone()
-    set_precision(layer, [layer], "fp8_storage", CPU, CPU)
+    Parts(layer, [layer], "fp8_storage", CPU, CPU).all()
     widened: Any = layer[0]
     assert relative(widened.widened(torch.float32), weight.bfloat16().float()) < 0.03  # derived: 2^-4 / sqrt(3) = 0.036
     assert relative(weight.to(torch.float8_e4m3fn).float(), weight) > 0.03
 
 
 # --- What is lost -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8_compute", "fp8_storage", "int8"])
+def test_narrowing_that_was_cut_off_goes_on(precision: Any) -> None:
+    need(precision)
+    module, whole = (nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 64)) for _ in range(2))
+    whole.load_state_dict(module.state_dict())
+    next(Parts(module, module, precision, CPU, CPU).blocks())
+    for each in (module, whole):
+        Parts(each, each, precision, CPU, CPU).all()
+    x = torch.randn(3, 64, dtype=torch.bfloat16)
+    assert torch.equal(module(x), whole(x))
 
 
 @pytest.mark.parametrize("first", ["bf16", "fp8_storage", "int8"])
@@ -201,22 +217,22 @@ def test_lost_bits_do_not_come_back(first: Any, then: Any) -> None:
     need(then)
     layer = nn.Sequential(nn.Linear(64, 32))
     assert can_become(layer, then)
-    set_precision(layer, [layer], first, CPU, CPU)
+    Parts(layer, [layer], first, CPU, CPU).all()
     possible = first == then or (first == "bf16" and then != "float32")
     assert can_become(layer, then) == possible
     if possible:
-        set_precision(layer, [layer], then, CPU, CPU)
+        Parts(layer, [layer], then, CPU, CPU).all()
     else:
         with pytest.raises(EngineError, match="Load the model again"):
-            set_precision(layer, [layer], then, CPU, CPU)
+            Parts(layer, [layer], then, CPU, CPU).all()
 
 
 def test_widening_loses_nothing() -> None:
     layer = nn.Sequential(nn.Linear(64, 32)).bfloat16()
     before = copy.deepcopy(layer.state_dict())
-    set_precision(layer, [layer], "float32", CPU, CPU)
+    Parts(layer, [layer], "float32", CPU, CPU).all()
     assert layer[0].weight.dtype == torch.float32
-    set_precision(layer, [layer], "bf16", CPU, CPU)
+    Parts(layer, [layer], "bf16", CPU, CPU).all()
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 
 
@@ -248,15 +264,50 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes.nn", None)
     layer = nn.Sequential(nn.Linear(64, 32))
     with pytest.raises(EngineError, match="pip install bitsandbytes"):
-        set_precision(layer, [layer], "nf4", CPU, CPU)
+        Parts(layer, [layer], "nf4", CPU, CPU).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("precision", ["bf16", "fp8_compute", "fp8_storage", "int8"])
+def test_a_file_in_float8_stays_what_it_is_under_every_plan(tmp_path: Path, precision: Any, place: str) -> None:
+    """Nothing is narrowed twice: the same numbers as the file's without a plan, whatever the plan says."""
+    stored, _ = toy.float8(toy.checkpoint("transformer"), scaled=True)
+    path = toy.save(
+        {name: t if t.itemsize == 1 else t.bfloat16() for name, t in stored.items()}, tmp_path / "m.safetensors"
+    )
+    plain = load_component("transformer", toy.TOY, [path], Destination())
+    pipeline = load_nano()
+    pipeline.transformer = load_component("transformer", toy.TOY, [path], IN_FILES)
+    codes = {name: layer.weight.clone() for name, layer in float8_layers(pipeline.transformer)}
+    assert len(codes) == sum(map(toy.is_block_linear, stored))
+    placement, home, resident, outside = PLACES[place]
+    component: Any = ComponentPlan(precision, placement, home, 2, resident, outside)
+    with AppliedPlan(pipeline, plan_of(transformer=component), tmp_path) as placed, placed.stage("denoise"):
+        found = toy_velocities(pipeline.transformer)
+        assert all(torch.equal(layer.weight, codes[name]) for name, layer in float8_layers(pipeline.transformer))
+    assert len(list(float8_layers(pipeline.transformer))) == len(codes)
+    for velocity, expected in zip(found, toy_velocities(plain), strict=True):
+        assert torch.equal(velocity, expected)
+
+
+def float8_layers(module: nn.Module) -> Iterator[tuple[str, Float8Linear]]:
+    return ((name, layer) for name, layer in module.named_modules() if isinstance(layer, Float8Linear))
+
+
+def toy_velocities(transformer: Any) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    video, audio, text = (torch.randn(shape, generator=draw) for shape in ((1, 48, 2, 4, 4), (1, 5, 8), (1, 6, 128)))
+    out = transformer(video.bfloat16(), audio.bfloat16(), torch.tensor([300.0]), text.bfloat16())
+    return [out.video, out.audio]
 
 
 def test_layers_already_stored_in_float8_stay_as_they_are() -> None:
     need("int8")
     layer = nn.Sequential(nn.Linear(64, 32))
-    set_precision(layer, [layer], "fp8_storage", CPU, CPU)
+    Parts(layer, [layer], "fp8_storage", CPU, CPU).all()
     other = nn.Sequential(layer[0], nn.Linear(32, 32))
     weight = other[0].weight
-    set_precision(other, [other], "int8", CPU, CPU)
+    Parts(other, [other], "int8", CPU, CPU).all()
     assert other[0].weight is weight
     assert any(plain.dtype == torch.int8 for plain in plain_tensors(other[1].weight))

@@ -125,6 +125,19 @@ def test_every_field_has_a_column() -> None:
     )  # those with short names
 
 
+def test_a_first_frame_to_draw() -> None:
+    table = "prompt,draw_frame,first_frame_prompt,first_frame_seed\na,yes,,\nb,,c,\nd,no,,5\ne,no,,\nf,,,\n"
+    assert [request.first_frame for request in requests(table)] == [
+        GeneratedFrame(),
+        GeneratedFrame(prompt="c"),
+        GeneratedFrame(seed=5),
+        None,
+        None,
+    ]
+    (fault,) = check("prompt,draw_frame\na,perhaps\n").faults
+    assert fault.column == "draw_frame"
+
+
 def test_defaults_are_for_rows_that_say_nothing() -> None:
     first, second = requests("prompt,model,takes\na,,\nb,nano,2\n", variant="720x720_5s", takes=4)
     assert (first.variant, first.takes) == ("720x720_5s", 4)

@@ -1,5 +1,6 @@
 """What runs teach about the machine: predictions come nearer, and a damaged file costs nothing but that."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from ovi_studio.events import Progress, Stage
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.calibration import Calibration
-from ovi_studio.runtime.hardware import Hardware, simulate
+from ovi_studio.runtime.hardware import Hardware, Held, simulate
 from ovi_studio.runtime.planner import Planner
 
 REQUEST = GenerationRequest.create(prompt="any", variant="720x720_5s").resolved()
@@ -79,5 +80,17 @@ def test_a_folder_that_cannot_be_written_costs_only_the_lesson(tmp_path: Path) -
 def test_what_is_held_counts_as_free(tmp_path: Path) -> None:
     busy = simulate("1x24GB@8.9,ram=64,free=4,ramfree=8")
     whole = planner_of(tmp_path).plan(REQUEST)
-    held = planner_of(tmp_path, busy).plan(REQUEST, held_gpu_bytes=20 * 2**30, held_host_bytes=56 * 2**30)
+    held = planner_of(tmp_path, busy).plan(REQUEST, Held(56 * 2**30, {"cuda:0": 20 * 2**30}))
     assert held.components == whole.components
+
+
+def test_what_is_held_is_on_the_card_that_holds_it(tmp_path: Path) -> None:
+    """The second card was the better one, and has become full by the run before: the next run stays there."""
+    machine = simulate("2x24GB@8.9,ram=64")
+    first, second = (
+        dataclasses.replace(card, free_bytes=gb * 2**30) for card, gb in zip(machine.cards, (8, 4), strict=True)
+    )
+    machine = dataclasses.replace(machine, cards=(first, second))
+    plan = planner_of(tmp_path, machine).plan(REQUEST, Held(0, {"cuda:1": 20 * 2**30}))
+    assert plan.device == "cuda:1"
+    assert plan.gpu_budget_bytes > 20 * 2**30

@@ -17,6 +17,7 @@ from ovi_studio import __version__
 from ovi_studio.cli import generate, main
 from ovi_studio.errors import MediaError, OutOfMemoryError
 from ovi_studio.media import read_clip, read_metadata
+from ovi_studio.ui.page import Settings
 from tests.fakes import FakeEngine
 
 PROMPT = "A dog barks. <S>Woof, I say!<E> Audio: barking"
@@ -102,6 +103,53 @@ def test_every_option_reaches_the_request(studio: Studio) -> None:
     assert "untrained" not in err
 
 
+@pytest.mark.parametrize(
+    ("options", "frame"),
+    [
+        (["--draw-frame"], (None, 7)),
+        (["--first-frame-seed", 3], (None, 3)),
+        (["--draw-frame", "--first-frame-prompt", "A cat"], ("A cat", 7)),
+        (["--first-frame-prompt", "A cat", "--first-frame-seed", 3], ("A cat", 3)),
+    ],
+)
+def test_a_first_frame_to_draw(studio: Studio, options: list[object], frame: tuple[str | None, int]) -> None:
+    code, _, err = studio("generate", "A dog", *options, "--seed", 7, "-o", "a.mp4")
+    assert code == 0, err
+    assert "draw frame" in err
+    drawn = read_metadata("a.mp4")["request"]["first_frame"]
+    assert (drawn["kind"], drawn["prompt"], drawn["seed"]) == ("generated", *frame)
+
+
+def test_a_first_frame_cannot_be_given_and_drawn(studio: Studio) -> None:
+    save_image(Path("me.png"))
+    assert_refused(studio, "generate", "A dog", "--image", "me.png", "--draw-frame", "-o", "a.mp4")
+
+
+def test_a_frame_alone(studio: Studio, home: Path) -> None:
+    code, out, err = studio("frame", PROMPT, "--aspect", "16:9", "--seed", 4, "-o", "first.png")
+    assert (code, out) == (0, ["first.png"]), err
+    assert studio.engines[0].closed
+    assert [path.name for path in home.iterdir()] == ["first.png"]
+    with Image.open("first.png") as image:
+        assert image.width > 1.5 * image.height
+    assert studio("frame", "A dog", "-o", "first.png")[0] == 2
+    assert studio("frame", "A cat", "-o", "first.png", "--force")[0] == 0
+    assert studio("frame", PROMPT)[1] == ["a-dog-barks.png"]
+
+
+def test_a_frame_as_json_lines(studio: Studio) -> None:
+    code, out, _ = studio("frame", "A dog", "--seed", 4, "--json", "-o", "a.png")
+    events = [json.loads(line) for line in out]
+    assert code == 0
+    assert (events[-2]["event"], events[-2]["seed"]) == ("frame drawn", 4)
+    assert (events[-1]["event"], events[-1]["path"]) == ("finished", "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "missing/a.png", "."])
+def test_where_a_frame_cannot_go(studio: Studio, name: str) -> None:
+    assert_refused(studio, "frame", "A dog", "-o", name)
+
+
 def test_aspects_are_width_to_height(studio: Studio) -> None:
     studio("generate", "A dog", "--model", "960x960_5s", "--aspect", "9:16", "-o", "a.mp4")
     height, width = studio.request.clip_size()
@@ -168,7 +216,8 @@ def test_json_lines(studio: Studio) -> None:
     assert [event["take"] for event in events] == [1] * 7 + [2] * 7
     assert [event["path"] for event in events if event["event"] == "finished"] == ["a-1.mp4", "a-2.mp4"]
     assert events[2] == {
-        "take": 1, "event": "step done", "step": 1, "steps": 3, "seconds_left": 2.0, "preview_bytes": 4
+        "take": 1, "event": "step done", "step": 1, "steps": 3, "seconds_left": 2.0, "preview_bytes": 4,
+        "sound_bytes": None,
     }  # fmt: skip
     assert "untrained" in err
 
@@ -245,9 +294,31 @@ def test_bad_input_is_one_line_and_exit_code_2(studio: Studio, arguments: list[s
     assert_refused(studio, "generate", *arguments, says=says)
 
 
-def test_no_command(studio: Studio) -> None:
-    assert_refused(studio, says="COMMAND")
-    assert_refused(studio, "make", says="make")
+def test_no_command_opens_the_page(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Settings] = []
+    monkeypatch.setattr("ovi_studio.ui.page.serve", lambda settings, tell: served.append(settings))
+    assert studio("--port", 7999)[0] == 0
+    assert studio("page", "--share", "--no-browser")[0] == 0
+    assert [(each.port, each.open_browser, each.access.share) for each in served] == [
+        (7999, True, False),
+        (None, False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("make",), "make"),
+        (("page", "--host", "0.0.0.0"), "no password"),
+        (("page", "--auth", "ann"), "name:password"),
+        (("page", "--auth", "owner:x", "--share"), "account"),
+        (("page", "--mcp", "--share"), "this machine only"),
+        (("page", "--simulate", "nonsense"), "nonsense"),
+        (("page", "--port", 99_999), "port"),
+    ],
+)
+def test_pages_that_cannot_be(studio: Studio, arguments: tuple[object, ...], says: str) -> None:
+    assert_refused(studio, *arguments, says=says)
 
 
 def test_broken_and_huge_images(studio: Studio) -> None:

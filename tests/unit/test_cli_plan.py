@@ -35,6 +35,17 @@ def test_a_plan_for_a_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert ExecutionPlan.from_json(plan).to_json() == plan
 
 
+def test_a_plan_that_draws_the_first_frame(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--model", "720x720_5s", "--draw-frame", "--simulate", CARD, "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert next(iter(plan["stages"])) == "draw frame"
+    assert plan["components"]["flux_transformer"]["precision"] == "int8"
+    code, _, err = run(capsys, "--draw-frame", "--simulate", "cpu,ram=64")
+    assert code == 2
+    assert "Give an image" in err
+
+
 def test_this_machine_can_run_nano(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys)
     assert code == 0

@@ -16,6 +16,7 @@ from ovi_studio.events import (
     Event,
     Failed,
     Finished,
+    FrameDrawn,
     Planned,
     Progress,
     StageStarted,
@@ -41,13 +42,21 @@ EVENTS: list[tuple[Event, dict[str, Any]]] = [
     (Planned(SomePlan(7)), {"event": "planned", "plan": {"peak": 7}}),
     (StageStarted("encode text"), {"event": "stage started", "stage": "encode text"}),
     (
-        StepDone(3, 50, 12.5, b"\xff\xd8jpeg"),
-        {"event": "step done", "step": 3, "steps": 50, "seconds_left": 12.5, "preview_bytes": 6},
+        StepDone(3, 50, 12.5, b"\xff\xd8jpeg", b"RIFF"),
+        {"event": "step done", "step": 3, "steps": 50, "seconds_left": 12.5, "preview_bytes": 6, "sound_bytes": 4},
     ),
     (
         StepDone(1, 50, None),
-        {"event": "step done", "step": 1, "steps": 50, "seconds_left": None, "preview_bytes": None},
+        {
+            "event": "step done",
+            "step": 1,
+            "steps": 50,
+            "seconds_left": None,
+            "preview_bytes": None,
+            "sound_bytes": None,
+        },
     ),
+    (FrameDrawn(Path("a.png"), 7), {"event": "frame drawn", "path": "a.png", "seed": 7}),
     (Finished(SomeClip(Path("a.mp4"))), {"event": "finished", "path": "a.mp4", "measured": {}}),
     (
         Failed("It broke.", "Try again.", 2),
@@ -151,6 +160,12 @@ def test_stages_to_come_are_counted_at_the_speed_of_the_machine() -> None:
     assert progress.seconds_left == pytest.approx(15.0)
 
 
+def test_a_run_begins_with_the_first_stage_that_it_has() -> None:
+    estimates = {"load": 1.0, "denoise": 10.0}
+    assert Progress(estimates, FakeClock()).seconds_left == 11.0
+    assert Progress({"denoise": 10.0, "draw frame": 5.0, "load": 1.0}, FakeClock()).seconds_left == 16.0
+
+
 def test_time_runs_down_between_steps_and_never_below_zero() -> None:
     clock = FakeClock()
     progress = Progress(clock=clock)
@@ -174,7 +189,7 @@ def test_within_a_tenth_from_the_third_step_on() -> None:
 
 
 def test_stage_names_and_no_torch() -> None:
-    assert STAGES == ("load", "encode text", "first frame", "denoise", "decode", "mux")
+    assert STAGES == ("draw frame", "load", "encode text", "first frame", "denoise", "decode", "mux")
     code = "import ovi_studio.events, sys; print('torch' in sys.modules, 'pydantic' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.split() == ["False", "False"]

@@ -1,12 +1,14 @@
+import mmap
 import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from ovi_studio.errors import InvalidInputError
-from ovi_studio.runtime.hardware import GB, KERNELS, probe, simulate
+from ovi_studio.runtime.hardware import GB, KERNELS, memory_of, private_bytes, probe, simulate
 
 # --- Simulation -------------------------------------------------------------------------------------------
 
@@ -131,6 +133,10 @@ class FakeNvml:
         if index >= len(card["slices"]):
             raise self.NVMLError("Not Found")
         return card["slices"][index]
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card):
+        running = self._answer(card, "processes").items()
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in running]
 
     def nvmlDeviceGetP2PStatus(self, first, second, kind):
         assert kind == self.NVML_P2P_CAPS_INDEX_NVLINK
@@ -260,3 +266,24 @@ def test_probing_and_planning_import_no_torch():
         "sys.exit(any(m in sys.modules for m in ('torch', 'diffusers', 'torchao', 'triton')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_a_process_holds_is_told_card_by_card():
+    nvml = FakeNvml(rtx(0, processes={os.getpid(): 5 * GB, 1: 2 * GB}), rtx(1, processes={}))
+    held = memory_of(os.getpid(), nvml=nvml)
+    assert list(held.on_cards.values()) == [5 * GB, 0]
+    assert 0 < held.host_bytes <= psutil.Process().memory_info().rss
+    assert memory_of(os.getpid(), nvml=FakeNvml(missing_library=True)).on_cards == {}
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not tell mapped files apart")
+def test_mapped_files_are_not_a_processs_own(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(bytes(50_000_000))
+    before = private_bytes()
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert sum(mapped[::4096]) == 0
+        assert private_bytes() - before < 10_000_000
+    own = b"1" * 50_000_000
+    assert private_bytes() - before > 40_000_000
+    del own

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ovi_studio.errors import InvalidInputError, OutOfMemoryError
+from ovi_studio.flux import ImageModel
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime import memory
 from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
@@ -261,10 +262,73 @@ def test_unused_components_are_left_out():
     assert "vocoder" not in plan_workload(workload(modality="video"), machine).components
 
 
-def test_a_generated_first_frame_brings_the_image_model():
-    made = plan_workload(workload(first_frame="generated"), simulate("1x24GB@8.9,ram=64"))
-    assert made.components["image_model"].precision != "float32"
-    assert made.stages["first frame"].seconds > 1
+def test_drawing_a_first_frame_comes_first_and_changes_nothing_of_the_rest():
+    for machine in map(simulate, ("1x80GB@9.0,ram=128", "1x24GB@8.9,ram=64", "1x8GB@8.9,ram=32")):
+        drawn = plan_workload(workload(first_frame="generated"), machine)
+        given = plan_workload(workload(first_frame="image"), machine)
+        assert next(iter(drawn.stages)) == "draw frame"
+        assert {name: stage for name, stage in drawn.stages.items() if name != "draw frame"} == given.stages
+        assert {n: c for n, c in drawn.components.items() if not n.startswith("flux")} == given.components
+
+
+@pytest.mark.parametrize(
+    ("machine", "wish", "text_encoder", "transformer"),
+    [
+        ("1x80GB@9.0,ram=128", "auto", ("bf16", "staged"), ("bf16", "staged")),
+        ("1x24GB@8.9,ram=64", "auto", ("bf16", "staged"), ("int8", "staged")),
+        ("1x24GB@8.9,ram=64", "exact", ("bf16", "staged"), ("bf16", "streamed")),
+        ("1x24GB@8.9,ram=64,kernels=none", "auto", ("bf16", "staged"), ("bf16", "streamed")),
+        ("1x8GB@8.9,ram=16", "auto", ("bf16", "streamed"), ("nf4", "staged")),
+        ("1x6GB@8.9,ram=64", "auto", ("bf16", "streamed"), ("bf16", "streamed")),
+    ],
+)
+def test_how_a_first_frame_is_drawn(machine, wish, text_encoder, transformer):
+    made = plan_workload(workload(first_frame="generated", quality=wish), simulate(machine))
+    parts = [made.components[name] for name in ("flux_text_encoder", "flux_transformer")]
+    assert [(part.precision, part.placement) for part in parts] == [text_encoder, transformer]
+    assert made.stages["draw frame"].peak_gpu_bytes <= made.gpu_budget_bytes
+    assert 5 < made.stages["draw frame"].seconds < 120
+
+
+def test_drawing_streams_from_disk_where_ram_is_short():
+    made = plan_workload(workload(first_frame="generated"), simulate("1x6GB@8.9,ram=24"))
+    assert made.components["flux_transformer"].home == "disk"
+    assert made.stages["draw frame"].peak_host_bytes < 24 * GB
+
+
+@pytest.mark.parametrize("wish", WISHES)
+def test_where_flux_cannot_draw_an_image_is_advised(wish):
+    nano = workload("nano", (96, 96), first_frame="generated", quality=wish)
+    assert plan_workload(nano, simulate("1x4GB@8.9,ram=32")).stages["draw frame"].seconds > 1
+    with pytest.raises(InvalidInputError, match=r"FLUX.1 needs [23]\.\d GB free on the card.*Give an image"):
+        plan_workload(nano, simulate("1x4GB@8.9,ram=32,free=2"))
+    with pytest.raises(InvalidInputError, match=r"hours.*Give an image"):
+        plan_workload(nano, simulate("cpu,ram=64"))
+
+
+def test_a_tiny_image_model_draws_on_a_cpu():
+    tiny = ImageModel(num_layers=2, num_single_layers=3, num_attention_heads=4, attention_head_dim=16, in_channels=16)
+    made = plan_workload(workload("nano", (96, 96), first_frame="generated", image_model=tiny), simulate("cpu,ram=48"))
+    assert made.components["flux_transformer"].precision == "float32"
+
+
+def test_the_ladder_of_drawing():
+    request = GenerationRequest.create(prompt="a", variant="720x720_5s", first_frame={"kind": "generated"}).resolved()
+    variant, machine = get_variant("720x720_5s"), simulate("1x80GB@9.0,ram=64")
+    rung = plan(request, variant, machine)
+    ways = []
+    for _ in range(20):
+        part = rung.components["flux_transformer"]
+        ways.append((part.precision, part.placement))
+        try:
+            lower = step_down(rung, "draw frame", request, variant, machine)
+        except OutOfMemoryError:
+            break
+        assert lower.stages["draw frame"].peak_gpu_bytes <= 0.9 * rung.stages["draw frame"].peak_gpu_bytes
+        rung = lower
+    assert ways[0] == ("bf16", "staged")
+    assert ("int8", "staged") in ways
+    assert ways[-1] == ("bf16", "streamed")
 
 
 def test_rejected_plans_are_told():
