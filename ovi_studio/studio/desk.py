@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ovi_studio.engine import Engine
-from ovi_studio.errors import OviStudioError
-from ovi_studio.events import CancelToken, Event, Planned, StageStarted, StepDone
+from ovi_studio.errors import EngineError, OviStudioError
+from ovi_studio.events import CancelToken, Event, Failed, FrameDrawn, Planned, StageStarted, StepDone
 from ovi_studio.folders import make_folder
+from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.job import WAITING, Job
 from ovi_studio.studio.library import Filter, Library
 from ovi_studio.studio.runner import Runner, work_folder
@@ -26,6 +27,7 @@ from ovi_studio.studio.runner import Runner, work_folder
 _SNAPSHOT_SECONDS = 0.2  # guessed: many pages may ask at once; none needs it sooner
 _RETRY_SECONDS = 5.0  # guessed: until the library is tried again after it could not be read
 _KEPT_ENDS = 20  # jobs whose end is told to pages that look away for a moment; guessed
+_KEPT_FAILURES = 50  # guessed: what a person looks through after a night
 
 _logger = logging.getLogger(__name__)
 
@@ -82,13 +84,15 @@ class Snapshot:
     Args:
         running: the jobs in the making.
         waiting: the queued and paused ones, in their order.
-        ended: the newest jobs that are over, newest first.
+        ended: the jobs that ended last, the last one first.
+        failed: those that failed last, likewise.
         trouble: why nothing is made although something waits; "" where all is well.
     """
 
     running: tuple[Job, ...]
     waiting: tuple[Job, ...]
     ended: tuple[Job, ...]
+    failed: tuple[Job, ...]
     trouble: str
 
 
@@ -108,6 +112,7 @@ class Desk:
         self._trouble = ""
         self._seen: tuple[float, Snapshot] | None = None
         self._looking = threading.Lock()
+        self._working = threading.Lock()  # held by who drives the engine
         self.asking = threading.Lock()  # held from the look at what a visitor has to the asking for more
         with contextlib.ExitStack() as closing:
             make_folder(work)
@@ -152,16 +157,35 @@ class Desk:
                 self._seen = now, self._look()
             return self._seen[1]
 
+    def draw(self, request: GenerationRequest) -> Path:
+        """The first frame of a request, drawn between two jobs; where it lies until others take its room.
+
+        Raises:
+            EngineError: a clip is in the making, or the drawing failed.
+        """
+        if not self._working.acquire(timeout=_SNAPSHOT_SECONDS):
+            raise EngineError("A clip is in the making.", "Draw when it is finished, or let the clip's own run draw.")
+        try:
+            for event in self.engine.draw(request, self._stop):
+                match event:
+                    case FrameDrawn(path):
+                        return path
+                    case Failed(problem, remedy):
+                        raise EngineError(problem, remedy)
+        finally:
+            self._working.release()
+        raise EngineError("The engine stopped without a picture.", "Try it again.")
+
     def forget_snapshot(self) -> None:
         """The library was changed: the next snapshot shows it."""
         self._seen = None
 
     def _look(self) -> Snapshot:
-        over = Filter(("done", "failed", "cancelled"))
         return Snapshot(
             self.library.find(Filter(("running",))),
             self.library.find(Filter(WAITING)),
-            self.library.page(over, size=_KEPT_ENDS).jobs,
+            self.library.ended(("done", "failed", "cancelled"), _KEPT_ENDS),
+            self.library.ended(("failed",), _KEPT_FAILURES),
             self._trouble,
         )
 
@@ -173,7 +197,8 @@ class Desk:
         """Make what is queued until the desk is closed; a library that cannot be reached is tried again."""
         while not self._stop.cancelled:
             try:
-                job = self._runner.run_next(self._stop)
+                with self._working:
+                    job = self._runner.run_next(self._stop)
                 self._trouble = ""
             except OviStudioError as error:  # the boundary: the page tells it
                 _logger.warning("the queue stands still: %s", error)

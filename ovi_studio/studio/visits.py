@@ -7,16 +7,21 @@ Every door that others can reach (the page, its files, its interface for program
 belongs to somebody else does not exist there.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ovi_studio.errors import InvalidInputError, InvalidRequestError
+from ovi_studio.errors import InvalidInputError, InvalidRequestError, OviStudioError
 from ovi_studio.folders import make_folder
 from ovi_studio.request import GenerationRequest
+from ovi_studio.studio import trash
+from ovi_studio.studio.batch import newest_batches, take_up
 from ovi_studio.studio.desk import Desk, Snapshot
 from ovi_studio.studio.job import WAITING, Job
 from ovi_studio.studio.library import Filter, Page, Sorting, default_outputs
+from ovi_studio.studio.rows import BatchRow
+from ovi_studio.studio.trash import Trashed
 from ovi_studio.variants import get_variant
 
 
@@ -39,6 +44,7 @@ class Person:
 
 
 OWNER = Person()
+_ABSOLUTE_PATH = re.compile(r"(?<![\w.<])/\w|\b[A-Za-z]:\\|\\\\\w")
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ class Visit:
         """Some of their jobs, as `Library.page`."""
         return self._library.page(self._own(wanted), number, size, sorting)
 
+    def tags(self) -> tuple[str, ...]:
+        """The tags of their clips."""
+        return self._library.tags(None if self.person.is_owner else self.person.id)
+
     def thumbnail(self, job_id: str) -> bytes | None:
         """A small picture of a clip of theirs."""
         return self._library.thumbnail(self.job(job_id).id)
@@ -103,10 +113,18 @@ class Visit:
         now = self._desk.snapshot()
         if self.person.is_owner:
             return now
-        running, waiting, ended = (tuple(filter(self._owns, jobs)) for jobs in (now.running, now.waiting, now.ended))
         return replace(
-            now, running=running, waiting=waiting, ended=ended, trouble="The queue stands still." if now.trouble else ""
+            now,
+            running=self._owned(now.running),
+            waiting=self._owned(now.waiting),
+            ended=self._owned(now.ended),
+            failed=self._owned(now.failed),
+            trouble="The queue stands still." if now.trouble else "",
         )
+
+    def look_anew(self) -> None:
+        """Something was changed: the next snapshot shows it."""
+        self._desk.forget_snapshot()
 
     def ahead(self) -> int:
         """How many jobs of others come before their first one that waits."""
@@ -152,6 +170,47 @@ class Visit:
         with self._desk.asking:
             self._check(self.job(job_id).request, 1)
             self._library.retry(job_id)
+
+    # --- Batches ----------------------------------------------------------------------------------------------
+
+    def ask_batch(self, rows: Sequence[BatchRow], name: str) -> str:
+        """Queue the rows of a table as a new batch; gives what the library calls it.
+
+        Args:
+            rows: at least one.
+            name: of the folder for its clips.
+
+        Raises:
+            InvalidInputError: it is more than a visitor may have.
+        """
+        folder = (self._folder() or default_outputs()) / "batches" / name
+        with self._desk.asking:
+            for row in rows:
+                self._check(row.request, 0)
+            self._check(rows[0].request, sum(row.request.takes for row in rows))
+            make_folder(folder)
+            batch = take_up(self._library, rows, folder, self.person.id)
+        self._desk.forget_snapshot()
+        return batch.name
+
+    def batches(self, count: int) -> tuple[str, ...]:
+        """What the library calls their batches, the newest first."""
+        return newest_batches(self._library, self.person.id, count)
+
+    def stop_batch(self, batch: str) -> int:
+        """Give up what is left of a batch of theirs. Returns how many jobs."""
+        stopped = self._library.cancel_all(owner=self.person.id, batch=batch)
+        self._desk.forget_snapshot()
+        return stopped
+
+    def draw(self, request: GenerationRequest) -> Path:
+        """The first frame of a request, drawn now; a passing file. The owner's business.
+
+        Raises:
+            EngineError: it failed, or the engine is at work.
+        """
+        self.check_owner()
+        return self._desk.draw(request)
 
     # --- The queue --------------------------------------------------------------------------------------------
 
@@ -200,6 +259,35 @@ class Visit:
         """Give a clip of theirs tags."""
         self._library.set_tags(self.job(job_id).id, tags)
 
+    # --- The trash --------------------------------------------------------------------------------------------
+
+    def delete(self, job_id: str) -> None:
+        """Put a job of theirs that is over into the trash. Raises as `trash.throw_away`."""
+        trash.throw_away(self._library, self.job(job_id).id)
+        trash.empty_old(self._library)
+        self._desk.forget_snapshot()
+
+    def restore(self, job_id: str) -> Job:
+        """Bring a job of theirs back from the trash. Raises as `trash.restore`."""
+        job = trash.restore(self._library, self._thrown(job_id).id)
+        self._desk.forget_snapshot()
+        return job
+
+    def trashed(self) -> tuple[Trashed, ...]:
+        """What they deleted, the newest first."""
+        trash.empty_old(self._library)
+        return trash.trashed(self._library, None if self.person.is_owner else self.person.id)
+
+    def empty_trash(self) -> int:
+        """Delete for good what they deleted. Returns how many."""
+        return trash.empty(self._library, self.trashed())
+
+    def _thrown(self, job_id: str) -> Trashed:
+        thrown = trash.get(self._library, job_id)
+        if not self.person.is_owner and thrown.owner != self.person.id:
+            raise InvalidInputError("This is not in the trash.", "It was restored already, or deleted for good.")
+        return thrown
+
     # --- What is whose ----------------------------------------------------------------------------------------
 
     def check_owner(self) -> None:
@@ -211,8 +299,18 @@ class Visit:
         if not self.person.is_owner:
             raise InvalidInputError("Only the owner of this page can do that.", "Ask them, or log in as the owner.")
 
+    def words_of(self, error: OviStudioError) -> str:
+        """What this person is told of an error: a visitor nothing that names a file of this machine."""
+        text = str(error)
+        if self.person.is_owner or not _ABSOLUTE_PATH.search(text):
+            return text
+        return "That cannot be done. Ask the owner of this page."
+
     def _owns(self, job: Job) -> bool:
         return self.person.is_owner or job.owner == self.person.id
+
+    def _owned(self, jobs: Sequence[Job]) -> tuple[Job, ...]:
+        return tuple(filter(self._owns, jobs))
 
     def _own(self, wanted: Filter) -> Filter:
         return wanted if self.person.is_owner else replace(wanted, owner=self.person.id)
@@ -245,7 +343,8 @@ class Visit:
             )
         clips = self.find(Filter(("done",)))
         taken = sum(job.output.stat().st_size for job in clips if job.output.exists())
+        taken += trash.bytes_kept(trash.trashed(self._library, self.person.id))
         if takes and (len(clips) >= limits.kept or taken >= limits.disk_bytes):
             raise InvalidRequestError(
-                "Your clips fill the room that a visitor has here.", "Ask the owner to delete some."
+                "Your clips fill the room that a visitor has here.", "Delete some, and empty the trash."
             )

@@ -15,10 +15,10 @@ from ovi_studio.lint import Code, Severity, lint
 from ovi_studio.prompt import Dialect
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
-from ovi_studio.studio.desk import Desk
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui import editor, form, widgets
 from ovi_studio.ui.adapters import AdapterChoice
+from ovi_studio.ui.door import Visits
 from ovi_studio.ui.form import Form, Values
 from ovi_studio.ui.handling import on, on_any
 from ovi_studio.ui.rewriting import Rewriting
@@ -35,7 +35,7 @@ class Create:
     """The tab; make it inside of `gr.Blocks`, then `wire` it.
 
     Args:
-        desk: where clips are asked for and found.
+        visits: who asks for clips and finds them.
         frames: keeps pictures that clips start from.
         plan: how a request would be made.
         missing: models whose weights are not here, and what to do about each, in a sentence.
@@ -43,9 +43,9 @@ class Create:
     """
 
     def __init__(
-        self, desk: Desk, frames: Frames, plan: PlanMaker, missing: Mapping[str, str], adapters: list[str]
+        self, visits: Visits, frames: Frames, plan: PlanMaker, missing: Mapping[str, str], adapters: list[str]
     ) -> None:
-        self._desk = desk
+        self._visits = visits
         self._frames = frames
         self._plan = plan
         self._missing = missing
@@ -59,7 +59,7 @@ class Create:
                     self._generate = gr.Button(
                         "Generate", variant="primary", elem_id="generate", min_width=150, scale=0
                     )
-                self._viewer = Viewer(desk)
+                self._viewer = Viewer(visits)
 
     def _build(self, adapters: list[str]) -> Form:
         """The left side, from top to bottom."""
@@ -67,8 +67,8 @@ class Create:
         functions = [editor.check, editor.edit_script]
         prompt = widgets.editor(_EXAMPLE, variant.name, variant.caption_dialect, functions)
         with gr.Column(elem_classes="ovi-card"):
-            self._starting = Starting()
-            self._rewriting = Rewriting()
+            self._starting = Starting(self._visits)
+            self._rewriting = Rewriting(self._visits)
             parts = form.build_first_frame()
         parts |= form.build_choices(self._missing)
         seed_and_takes, self._roll = form.build_seed_and_takes()
@@ -85,29 +85,30 @@ class Create:
         """Listen to everything."""
         wanted = self._form
         self._viewer.wire(page)
-        self._starting.wire(wanted)
+        self._starting.wire(page, wanted)
         self._rewriting.wire(page, wanted.prompt, wanted.variant)
         self._adapters.wire()
 
         # 1. Choosing, and what it will take
-        on(wanted.variant.change, wanted.for_variant, {*wanted.inputs, wanted.shown_variant}, wanted.all)
+        on(wanted.variant.change, wanted.for_variant, {*wanted.inputs, wanted.shown_variant}, wanted.all, raw=True)
         size = {wanted.size, wanted.own_size}
         on_any([wanted.own_size.blur, wanted.own_size.submit], wanted.for_own_size, {*size, wanted.variant}, [*size])
         on(self._roll.click, lambda: (form.new_seed(), True), None, [wanted.seed, wanted.keep_seed])
         deciding = [page.load, *(component.change for component in wanted.that_change_the_plan)]
-        on_any(deciding, self._look_ahead, wanted.inputs, self._outlook)
+        on_any(deciding, self._look_ahead, wanted.inputs, self._outlook, raw=True)
 
         # 2. Making
-        on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, *self._viewer.screen])
+        on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, *self._viewer.screen], raw=True)
 
         # 3. Going on from a clip
         on(self._viewer.reuse.click, self._reuse, self._viewer.shown, wanted.all)
         on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
+        on(wanted.draw_now.click, self._draw, wanted.inputs, [wanted.image, wanted.draw_frame], raw=True)
         on(self._viewer.go_on.click, self._go_on, self._viewer.shown, [wanted.image, wanted.draw_frame])
 
         # 4. What was written survives the browser's being closed
         written = [wanted.prompt.input, self._generate.click, *deciding[1:]]
-        on_any(written, self._put_by, wanted.inputs, self._draft)
+        on_any(written, self._put_by, wanted.inputs, self._draft, raw=True)
         on(page.load, self._recall, self._draft, wanted.all)
 
     # --- What happens -----------------------------------------------------------------------------------------
@@ -120,30 +121,37 @@ class Create:
         except OviStudioError as error:
             return f'<div class="ovi-outlook"><span class="ovi-bad">{html.escape(str(error))}</span></div>'
 
-    def _ask(self, values: Values) -> dict[Any, Any]:
+    def _ask(self, values: Values, request: gr.Request) -> dict[Any, Any]:
         """Put it into the queue; the seed that is drawn is shown."""
-        request = self._form.request(values)
-        check_prompt(request)
-        now = self._desk.snapshot()
-        first, *_ = self._desk.library.ask(request)
-        self._desk.forget_snapshot()
+        visit, wanted = self._visits.of(request), self._form.request(values)
+        check_prompt(wanted)
+        running = visit.snapshot().running
+        first, *_ = visit.ask(wanted)
         seed = {self._form.seed: first.seed}
-        if not now.running:
-            return seed | self._viewer.cleared()
+        if not running and not visit.ahead():
+            return seed | self._viewer.cleared(visit)
         gr.Info("It is queued, and is made after what waits before it.")
         return seed
 
-    def _reuse(self, shown: str) -> dict[Any, Any]:
-        return self._form.filled(self._desk.library.get(shown).request)
+    def _reuse(self, shown: str, request: gr.Request) -> dict[Any, Any]:
+        return self._form.filled(self._visits.of(request).job(shown).request)
 
-    def _more(self, shown: str, takes: int) -> Any:
-        self._desk.library.again(shown, int(takes))
+    def _more(self, shown: str, takes: int, request: gr.Request) -> Any:
+        visit = self._visits.of(request)
+        visit.again(shown, int(takes))
         gr.Info("Queued, with new seeds.")
-        return self._viewer.recent()
+        return self._viewer.recent(visit)
 
-    def _go_on(self, shown: str) -> tuple[str, bool]:
+    def _go_on(self, shown: str, request: gr.Request) -> tuple[str, bool]:
+        clip = self._visits.of(request).job(shown).output
         gr.Info("The last frame is the new clip's first one. Write what happens next.")
-        return widgets.shown_picture(self._frames.keep_last(self._desk.library.get(shown).output)), False
+        return widgets.shown_picture(self._frames.keep_last(clip)), False
+
+    def _draw(self, values: Values, request: gr.Request) -> tuple[str, bool]:
+        """The first frame at once, to be looked at before the clip is asked for."""
+        visit = self._visits.of(request)
+        drawn = visit.draw(self._form.request({**values, self._form.draw_frame: True}))
+        return widgets.shown_picture(drawn), False
 
     def _put_by(self, values: Values) -> Any:
         try:
@@ -151,12 +159,16 @@ class Create:
         except InvalidInputError:  # half-written: the last whole draft is kept
             return gr.skip()
 
-    def _recall(self, draft: str | None) -> dict[Any, Any]:
+    def _recall(self, draft: str | None, request: gr.Request) -> dict[Any, Any]:
+        """What was written the last time, as the browser kept it. Of a visitor's, no path is believed."""
         seed = {self._form.seed: form.new_seed()}
         if not draft:
             return seed
         try:
-            return seed | self._form.filled(GenerationRequest.from_json(draft))
+            wanted = GenerationRequest.from_json(draft)
+            if not self._visits.of(request).person.is_owner:
+                wanted = GenerationRequest.from_embedded(wanted.embedded())
+            return seed | self._form.filled(wanted)
         except InvalidInputError:  # another version wrote it
             return seed
 

@@ -26,7 +26,8 @@ _DEFAULTS = (
     "num_inference_steps", "solver", "shift", "video_guidance_scale", "audio_guidance_scale", "slg_layer",
     "video_negative_prompt", "audio_negative_prompt",
 )  # fmt: skip
-Values = Mapping[Any, Any]  # component → what stands in it
+_WHOLE = ("num_inference_steps", "slg_layer", "takes", "seed")  # the browser tells 30 and 30.0 alike
+Values = Mapping[Any, Any]  # component → what stands in it, as the browser tells it
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Form:
     draw_frame: gr.Checkbox
     frame_prompt: gr.Textbox
     frame_seed: gr.Textbox
+    draw_now: gr.Button
     seed: gr.Number
     keep_seed: gr.Checkbox
     takes: gr.Number
@@ -84,6 +86,7 @@ class Form:
             InvalidInputError: it cannot be.
         """
         told = {name: values[getattr(self, name)] for name in _INPUTS}
+        told |= {name: None if told[name] is None else int(told[name]) for name in _WHOLE}
         variant = get_variant(told["variant"])
         settings = {name: _open(told[name], getattr(variant.defaults, name)) for name in _DEFAULTS}
         size = (told["own_size"] or "").strip() or told["size"]  # typed, and not yet a tile
@@ -93,9 +96,9 @@ class Form:
             modality=told["modality"],
             size=tuple(parse_size(size)) if size else None,
             first_frame=_first_frame(told, self.frames),
-            seed=int(told["seed"]) if told["keep_seed"] and told["seed"] is not None else None,
-            takes=1 if told["takes"] is None else int(told["takes"]),
-            adapters=_adapters(told["adapters"]),
+            seed=told["seed"] if told["keep_seed"] else None,
+            takes=1 if told["takes"] is None else told["takes"],
+            adapters=_adapters(told["adapters"]["data"]),
             quality=told["quality"],
             **settings,
         )
@@ -184,7 +187,7 @@ class Form:
             return None
 
 
-_NO_INPUTS = ("frames", "chosen_adapters", "shown_variant")
+_NO_INPUTS = ("frames", "draw_now", "chosen_adapters", "shown_variant")
 _INPUTS = tuple(field.name for field in fields(Form) if field.name not in _NO_INPUTS)
 
 
@@ -201,7 +204,7 @@ def _first_frame(told: Mapping[str, Any], frames: Frames) -> ImageFrame | Genera
         if seed and not seed.isdecimal():
             raise InvalidRequestError("The seed of the first frame is not a whole number.", "Clear it, or give one.")
         return GeneratedFrame(prompt=prompt or None, seed=int(seed) if seed else None)
-    return _kept(Path(told["image"]), frames) if told["image"] else None
+    return _kept(Path(told["image"]["path"]), frames) if told["image"] else None
 
 
 def _kept(picture: Path, frames: Frames) -> ImageFrame:
@@ -312,7 +315,8 @@ def build_first_frame() -> dict[str, Any]:
                 label="What FLUX draws", placeholder="the clip's prompt, without speech and sound", lines=2, scale=3
             )
             seed = gr.Textbox(label="Its seed", placeholder="the clip's", max_lines=1, min_width=100)
-    return {"image": image, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed}
+        now = gr.Button("Draw it now", size="sm")
+    return {"image": image, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed, "draw_now": now}
 
 
 def build_seed_and_takes() -> tuple[dict[str, Any], gr.Button]:

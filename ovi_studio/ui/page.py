@@ -113,9 +113,10 @@ def build_page(desk: Desk, door: Door, frames: Frames, plan: PlanMaker, store: S
             f'<header class="ovi-head"><h1>Ovi Studio</h1><p>{__version__}</p></header>',
             apply_default_css=False,
         )
-        create = Create(desk, frames, plan, _missing(store), list(adapter_ids(store)))
+        visits = Visits(desk, door)
+        create = Create(visits, frames, plan, _missing(store), list(adapter_ids(store)))
         create.wire(page)
-        Programs(Visits(desk, door), plan)
+        Programs(visits, plan)
     return page
 
 

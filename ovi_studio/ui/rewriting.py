@@ -11,6 +11,7 @@ import gradio as gr
 from ovi_studio.chat import Endpoint
 from ovi_studio.prompt import Dialect
 from ovi_studio.rewrite import Rewrite, apply_answer, ask, instruction
+from ovi_studio.ui.door import Visits
 from ovi_studio.ui.handling import on
 from ovi_studio.variants import get_variant
 
@@ -19,9 +20,14 @@ _MARKS = {"same": "span", "removed": "del", "added": "ins"}
 
 
 class Rewriting:
-    """Make it where it shall stand, inside of `gr.Blocks`."""
+    """Make it where it shall stand, inside of `gr.Blocks`.
 
-    def __init__(self) -> None:
+    Args:
+        visits: who asks; only the owner may have this machine speak to other servers.
+    """
+
+    def __init__(self, visits: Visits) -> None:
+        self._visits = visits
         self._proposal = gr.State("")
         self._kept = gr.BrowserState([_LOCAL, ""], storage_key="ovi-studio-endpoint", secret="endpoint")  # noqa: S106
         with gr.Accordion("Rewrite the speeches to a theme", open=False):
@@ -29,9 +35,7 @@ class Rewriting:
             with gr.Tabs():
                 with gr.Tab("By a language model"):
                     with gr.Row():
-                        self._address = gr.Textbox(
-                            _LOCAL, label="Address", info="Any OpenAI-compatible server", scale=2
-                        )
+                        self._address = gr.Textbox(_LOCAL, label="Address of any OpenAI-compatible server", scale=2)
                         self._model = gr.Textbox(label="Model", placeholder="as the server calls it")
                         self._key = gr.Textbox(label="Key", type="password", placeholder="if it wants one")
                     self._ask = gr.Button("Rewrite", size="sm")
@@ -52,18 +56,19 @@ class Rewriting:
         endpoint = [self._address, self._model]
         shown = [self._difference, self._decision, self._proposal]
         on(page.load, tuple, self._kept, endpoint)
-        on(self._ask.click, _asked, [prompt, variant, self._theme, *endpoint, self._key], shown)
+        on(self._ask.click, self._asked, [prompt, variant, self._theme, *endpoint, self._key], shown)
         on(self._ask.click, lambda *kept: [*kept], endpoint, self._kept)
         on(self._show.click, _instructed, [prompt, variant, self._theme], self._instruction)
         on(self._read.click, _answered, [prompt, variant, self._answer], shown)
         on(self._take.click, lambda proposal: (proposal, *_closed()), self._proposal, [prompt, *shown])
         on(self._drop.click, _closed, None, shown)
 
-
-def _asked(prompt: str, variant: str, theme: str, address: str, model: str, key: str) -> tuple[Any, ...]:
-    made = get_variant(variant)
-    endpoint = Endpoint(address, model, key or None)
-    return _proposed(ask(endpoint, prompt, theme, dialect=Dialect(made.caption_dialect), seconds=made.duration))
+    def _asked(
+        self, prompt: str, variant: str, theme: str, address: str, model: str, key: str, request: gr.Request
+    ) -> tuple[Any, ...]:
+        self._visits.of(request).check_owner()
+        made, endpoint = get_variant(variant), Endpoint(address, model, key or None)
+        return _proposed(ask(endpoint, prompt, theme, dialect=Dialect(made.caption_dialect), seconds=made.duration))
 
 
 def _instructed(prompt: str, variant: str, theme: str) -> str:

@@ -1,7 +1,6 @@
 """Examples and presets: something to start from, and a way back to what one had."""
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
 import gradio as gr
@@ -10,18 +9,24 @@ from ovi_studio.errors import InvalidInputError
 from ovi_studio.presets import Preset, builtin_presets, save_preset, user_presets
 from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import GenerationRequest
+from ovi_studio.ui.door import Visits
 from ovi_studio.ui.form import Form, Values, editor_props
 from ovi_studio.ui.handling import on
 from ovi_studio.variants import get_variant
 
 
 class Starting:
-    """Make it where it shall stand, inside of `gr.Blocks`."""
+    """Make it where it shall stand, inside of `gr.Blocks`.
 
-    def __init__(self) -> None:
+    Args:
+        visits: who asks; presets that the owner saved are theirs alone.
+    """
+
+    def __init__(self, visits: Visits) -> None:
+        self._visits = visits
         self._before: gr.State = gr.State(None)  # the request that stood in the form
         with gr.Accordion("Examples and presets", open=False):
-            self._choice = gr.Dropdown(_choices(), value=None, label="Start from", filterable=True)
+            self._choice = gr.Dropdown(_choices(builtin_presets()), value=None, label="Start from", filterable=True)
             self._about = gr.Markdown(visible=False)
             with gr.Row():
                 self._use = gr.Button("Use its prompt and settings", size="sm")
@@ -31,20 +36,41 @@ class Starting:
                 self._title = gr.Textbox(label="Save what stands here as a preset", placeholder="Title", scale=3)
                 self._save = gr.Button("Save", size="sm", scale=1, min_width=80)
 
-    def wire(self, form: Form) -> None:
+    def wire(self, page: gr.Blocks, form: Form) -> None:
         """Listen to what happens here; `form` is what is filled."""
         self._form = form
         chosen = form.inputs | {self._choice}
         filled = [*form.all, self._before, self._back]
-        on(self._choice.change, _about, self._choice, self._about)
-        on(self._use.click, partial(self._take, with_prompt=True), chosen, filled)
-        on(self._use_settings.click, partial(self._take, with_prompt=False), chosen, filled)
+        on(page.load, self._offer, None, self._choice)
+        on(self._choice.change, self._tell, self._choice, self._about)
+        on(self._use.click, self._take_all, chosen, filled, raw=True)
+        on(self._use_settings.click, self._take_settings, chosen, filled, raw=True)
         on(self._back.click, self._go_back, self._before, filled)
-        on(self._save.click, self._store, form.inputs | {self._title}, [self._choice, self._title])
+        on(self._save.click, self._store, form.inputs | {self._title}, [self._choice, self._title], raw=True)
 
-    def _take(self, values: Values, *, with_prompt: bool) -> dict[Any, Any]:
+    def _presets(self, request: gr.Request) -> tuple[Preset, ...]:
+        """Those that this person may see."""
+        own = user_presets()[0] if self._visits.of(request).person.is_owner else ()
+        return (*own, *builtin_presets())
+
+    def _offer(self, request: gr.Request) -> Any:
+        return gr.update(choices=_choices(self._presets(request)))
+
+    def _tell(self, name: str | None, request: gr.Request) -> Any:
+        preset = next((each for each in self._presets(request) if each.name == name), None)
+        return gr.update(value="" if preset is None else _plain(preset.description), visible=preset is not None)
+
+    def _take_all(self, values: Values, request: gr.Request) -> dict[Any, Any]:
+        return self._take(values, request, with_prompt=True)
+
+    def _take_settings(self, values: Values, request: gr.Request) -> dict[Any, Any]:
+        return self._take(values, request, with_prompt=False)
+
+    def _take(self, values: Values, asker: gr.Request, *, with_prompt: bool) -> dict[Any, Any]:
         """Fill the form from the preset; a preset that names no model is about the one that is chosen."""
-        preset = _preset(values[self._choice])
+        preset = next((each for each in self._presets(asker) if each.name == values[self._choice]), None)
+        if preset is None:
+            raise InvalidInputError("No preset is chosen.", "Choose one to start from.")
         request = preset.request(preset.settings.get("variant", values[self._form.variant]))
         variant = get_variant(request.variant)
         prompt = request.prompt if with_prompt else values[self._form.prompt] or ""
@@ -68,31 +94,15 @@ class Starting:
         request, prompt = before
         return self._form.filled(GenerationRequest.from_json(request), prompt=prompt) | gone
 
-    def _store(self, values: Values) -> tuple[Any, str]:
+    def _store(self, values: Values, request: gr.Request) -> tuple[Any, str]:
+        self._visits.of(request).check_owner()
         preset = save_preset(values[self._title] or "", self._form.request(values))
         gr.Info("The preset is saved: it stands with the others.")
-        return gr.update(choices=_choices(), value=preset.name), ""
+        return gr.update(choices=_choices(self._presets(request)), value=preset.name), ""
 
 
-def _presets() -> Mapping[str, Preset]:
-    own, _ = user_presets()
-    return {preset.name: preset for preset in (*own, *builtin_presets())}
-
-
-def _choices() -> list[tuple[str, str]]:
-    return [(f"{preset.title} (yours)" if preset.own else preset.title, name) for name, preset in _presets().items()]
-
-
-def _preset(name: str | None) -> Preset:
-    preset = _presets().get(name or "")
-    if preset is None:
-        raise InvalidInputError("No preset is chosen.", "Choose one to start from.")
-    return preset
-
-
-def _about(name: str | None) -> Any:
-    preset = _presets().get(name or "")
-    return gr.update(value="" if preset is None else _plain(preset.description), visible=preset is not None)
+def _choices(presets: Iterable[Preset]) -> list[tuple[str, str]]:
+    return [(f"{preset.title} (yours)" if preset.own else preset.title, preset.name) for preset in presets]
 
 
 def _plain(text: str) -> str:

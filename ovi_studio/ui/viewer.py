@@ -6,11 +6,12 @@ from typing import Any
 import gradio as gr
 
 from ovi_studio.errors import OviStudioError
-from ovi_studio.studio.desk import Desk
 from ovi_studio.studio.job import Job
 from ovi_studio.studio.library import Filter
+from ovi_studio.studio.visits import Visit
 from ovi_studio.ui import widgets
 from ovi_studio.ui.clips import shown_clip, shown_pair, shown_strip
+from ovi_studio.ui.door import Visits
 from ovi_studio.ui.handling import on, on_any
 
 _RECENT = 24  # clips in the strip; guessed
@@ -21,11 +22,11 @@ class Viewer:
     """Make it where it shall stand, inside of `gr.Blocks`.
 
     Args:
-        desk: where the clips are.
+        visits: who looks.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    def __init__(self, visits: Visits) -> None:
+        self._visits = visits
         self.shown = gr.State("")  # id of the job that is looked at
         self._stage = widgets.stage()
         with gr.Row(visible=False) as self._run_buttons:
@@ -64,31 +65,18 @@ class Viewer:
             self._retry, self.strip, self.shown,
         ]  # fmt: skip
 
-    def cleared(self) -> Updates:
+    def cleared(self, visit: Visit) -> Updates:
         """Updates of the screen that make room for a new run."""
-        return self._nothing() | {self._compare: None}
+        return self._nothing(visit) | {self._compare: None}
 
-    def recent(self) -> dict[str, Any]:
-        """The strip's value as it is now."""
-        over = Filter(("done", "failed"))
-        return shown_strip(self._desk.library.page(over, size=_RECENT).jobs)
-
-    # --- Showing ----------------------------------------------------------------------------------------------
-
-    def _open(self) -> Updates:
-        """For somebody who has just come: the newest clip, unless one is in the making."""
-        now = self._desk.snapshot()
-        newest = next((job for job in now.ended if job.status == "done"), None)
-        return self._nothing() if now.running or newest is None else self._show(newest)
-
-    def _show(self, job: Job) -> Updates:
-        """The job's clip, or why there is none."""
+    def show(self, visit: Visit, job: Job) -> Updates:
+        """Updates of the screen that show the job's clip, or why there is none."""
         if job.status == "done":
             try:
                 clip = shown_clip(job)
             except OviStudioError as error:  # its file was moved, say: the page still opens
-                return self._show_failure(job, str(error))
-            return self._nothing() | {
+                return self._show_failure(visit, job, str(error))
+            return self._nothing(visit) | {
                 self._result: clip,
                 self._tools: gr.update(visible=True),
                 self._favourite: "★ Favourite" if job.favourite else "☆ Favourite",
@@ -96,32 +84,46 @@ class Viewer:
                 self._name: gr.update(value=job.name, visible=True),
                 self.shown: job.id,
             }
-        if job.status == "failed":
-            return self._show_failure(job, job.reason)
-        return self._nothing()
+        return self._show_failure(visit, job, job.reason) if job.status == "failed" else self._nothing(visit)
 
-    def _show_failure(self, job: Job, why: str) -> Updates:
+    def recent(self, visit: Visit) -> dict[str, Any]:
+        """The strip's value as it is now."""
+        return shown_strip(visit.page(Filter(("done", "failed")), size=_RECENT).jobs)
+
+    # --- Showing ----------------------------------------------------------------------------------------------
+
+    def _open(self, request: gr.Request) -> Updates:
+        """For somebody who has just come: the newest clip, unless one is in the making."""
+        return self._newest(self._visits.of(request))
+
+    def _newest(self, visit: Visit) -> Updates:
+        if visit.snapshot().running:
+            return self._nothing(visit)
+        newest = visit.page(Filter(("done",)), size=1).jobs
+        return self.show(visit, newest[0]) if newest else self._nothing(visit)
+
+    def _show_failure(self, visit: Visit, job: Job, why: str) -> Updates:
         text = f'<div class="ovi-trouble" role="alert">{html.escape(why)}</div>'
-        return self._nothing() | {
+        return self._nothing(visit) | {
             self._failure: gr.update(value=text, visible=True),
             self._retry: gr.update(visible=True),
             self.shown: job.id,
         }
 
-    def _nothing(self) -> Updates:
+    def _nothing(self, visit: Visit) -> Updates:
         return {
             self._result: None,
             self._tools: gr.update(visible=False),
             self._name: gr.update(visible=False),
             self._failure: gr.update(visible=False),
             self._retry: gr.update(visible=False),
-            self.strip: self.recent(),
+            self.strip: self.recent(visit),
             self.shown: "",
         }
 
     # --- What happens -----------------------------------------------------------------------------------------
 
-    def _follow(self, told: dict[str, str], shown: str) -> Updates:
+    def _follow(self, told: dict[str, str], shown: str, request: gr.Request) -> Updates:
         """A run began, ended, or gave way to the next, as the stage tells: `job` runs now, `over` did before."""
         running, over = told["job"], told["over"]
         updates: Updates = {
@@ -131,40 +133,44 @@ class Viewer:
         }
         if not over:
             return updates
-        self._desk.forget_snapshot()
-        job = self._desk.library.get(over)
-        return updates | (self._show(job) if job.status in ("done", "failed") else self._show_again(shown))
+        visit = self._visits.of(request)
+        job = visit.job(over)
+        return updates | (self.show(visit, job) if job.status in ("done", "failed") else self._show_again(visit, shown))
 
-    def _show_again(self, shown: str) -> Updates:
-        return self._show(self._desk.library.get(shown)) if shown else self._open()
+    def _show_again(self, visit: Visit, shown: str) -> Updates:
+        return self.show(visit, visit.job(shown)) if shown else self._newest(visit)
 
-    def _pick(self, told: dict[str, Any], shown: str) -> Updates:
+    def _pick(self, told: dict[str, Any], shown: str, request: gr.Request) -> Updates:
         """A clip of the strip was clicked, or two were ticked."""
-        jobs = [self._desk.library.get(each) for each in told["ids"]]
+        visit = self._visits.of(request)
+        jobs = [visit.job(each) for each in told["ids"]]
         if told["picked"] == "show":
-            return self._show(jobs[0]) | {self._compare: None}
+            return self.show(visit, jobs[0]) | {self._compare: None}
         if len(jobs) == 2:
-            return self._nothing() | {self._compare: shown_pair(jobs), self.shown: shown}
-        return self._show_again(shown) | {self._compare: None}
+            return self._nothing(visit) | {self._compare: shown_pair(jobs), self.shown: shown}
+        return self._show_again(visit, shown) | {self._compare: None}
 
-    def _cancel(self, told: dict[str, str]) -> Any:
-        self._desk.library.cancel(told["job"])
+    def _cancel(self, told: dict[str, str], request: gr.Request) -> Any:
+        self._visits.of(request).cancel(told["job"])
         return gr.update(value="Stopping …", interactive=False)
 
-    def _keep_what_there_is(self, told: dict[str, str]) -> Any:
-        self._desk.library.keep_what_there_is(told["job"])
+    def _keep_what_there_is(self, told: dict[str, str], request: gr.Request) -> Any:
+        self._visits.of(request).keep_what_there_is(told["job"])
         return gr.update(value="Ending …", interactive=False)
 
-    def _mark(self, shown: str) -> Updates:
-        self._desk.library.set_favourite(shown, not self._desk.library.get(shown).favourite)
-        return self._show(self._desk.library.get(shown))
+    def _mark(self, shown: str, request: gr.Request) -> Updates:
+        visit = self._visits.of(request)
+        visit.set_favourite(shown, not visit.job(shown).favourite)
+        return self.show(visit, visit.job(shown))
 
-    def _rename(self, shown: str, name: str) -> Updates:
-        if not shown or name.strip() == self._desk.library.get(shown).name:
+    def _rename(self, shown: str, name: str, request: gr.Request) -> Updates:
+        visit = self._visits.of(request)
+        if not shown or name.strip() == visit.job(shown).name:
             return {self.shown: shown}
-        self._desk.library.rename(shown, name)
-        return self._show(self._desk.library.get(shown))
+        visit.rename(shown, name)
+        return self.show(visit, visit.job(shown))
 
-    def _try_again(self, shown: str) -> Updates:
-        self._desk.library.retry(shown)
-        return self._nothing()
+    def _try_again(self, shown: str, request: gr.Request) -> Updates:
+        visit = self._visits.of(request)
+        visit.retry(shown)
+        return self._nothing(visit)
