@@ -51,6 +51,7 @@ from ovi_studio.runtime.planner import Planner
 from ovi_studio.variants import Variant, get_variant
 from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter
 from ovi_studio.weights.inventory import find_adapter, weight_files
+from ovi_studio.weights.float8 import has_float8
 from ovi_studio.weights.load import IN_FILES, load_weights
 from ovi_studio.weights.nano import load_nano
 from ovi_studio.weights.store import Store
@@ -200,8 +201,9 @@ class OviEngine:
             with StageMeter(plan.device) as meter:
                 try:
                     yield from work(plan, meter)
-                except (torch.OutOfMemoryError, MemoryError):
-                    pass
+                except (RuntimeError, MemoryError) as error:
+                    if not _says_out_of_memory(error):
+                        raise
                 else:
                     return
             self.close()
@@ -314,7 +316,8 @@ class OviEngine:
             self._placed.close("stay")
             self._placed = None
         if adapters != self._adapters:
-            put_on(self._pipeline.transformer, uses, fuse=narrowed)  # narrowed weights cannot carry them live
+            # Weights that will be narrowed cannot carry them live; those that a file narrowed already, only live.
+            put_on(self._pipeline.transformer, uses, fuse=narrowed and not has_float8(self._pipeline.transformer))
             self._adapters = adapters
         self._cache_dir.mkdir(parents=True, exist_ok=True)
         self._placed = AppliedPlan(self._pipeline, plan, self._cache_dir)
@@ -352,6 +355,12 @@ def _course(
         return StageStarted(stage)
 
     return progress, enter
+
+
+def _says_out_of_memory(error: Exception) -> bool:
+    """Torch has a class for it; the driver, cuBLAS and cuDNN say it in words."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def _wait_for(device: str) -> None:

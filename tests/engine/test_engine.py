@@ -1,10 +1,12 @@
 """`OviEngine` with tiny models: the order of its events, the clip it leaves, how it fails and stops."""
 
 import dataclasses
+import gc
 import io
 import itertools
 import time
 import wave
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,6 +252,7 @@ OUT_OF_MEMORY_AT = {
         ("first frame", MemoryError()),
         ("denoise", torch.OutOfMemoryError("no")),
         ("decode", MemoryError()),
+        ("denoise", RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")),
     ],
 )
 def test_out_of_memory_steps_down_and_keeps_the_seed(tmp_path: Path, stage: str, error: Exception) -> None:

@@ -414,3 +414,75 @@ def test_more_cores_are_faster_and_rates_travel():
 def test_a_broken_calibration_is_refused(data):
     with pytest.raises(InvalidInputError):
         Rates.from_json(data)
+
+
+# --- Words ------------------------------------------------------------------------------------------------
+
+
+def words_of(machine, quality="auto", variant="720x720_5s", **forced):
+    load = Workload(get_variant(variant), get_variant(variant).default_size, quality=quality)
+    plan = plan_workload(load, simulate(machine), Preferences(**forced))
+    return " ".join(plan.reasons), " ".join(plan.rejected)
+
+
+def test_what_would_fit_is_not_said_not_to_fit():
+    """A part may be small because that was wished or forced; then memory is not to blame."""
+    for reasons in (
+        words_of("1x80GB@8.9,ram=64", "smallest")[0],
+        words_of("1x80GB@8.9,ram=64", transformer_placement="streamed", text_encoder_placement="streamed")[0],
+        words_of("1x80GB@8.9,ram=64", transformer_precision="int8", batched_guidance=False, vae_tiling="tiled")[0],
+    ):
+        assert "not fit" not in reasons
+    assert "does not fit as a whole" in words_of("1x6GB@8.9,ram=64")[0]
+
+
+def test_one_block_is_one_block():
+    reasons = words_of("1x4GB@8.9,ram=64")[0]
+    assert "1 block stays" in reasons or "no block stays" in reasons or " 1 blocks" not in reasons
+    assert "no block stays" in words_of("1x80GB@8.9,ram=64", "smallest")[0]
+
+
+@pytest.mark.parametrize(("cards", "words"), [(2, "1 more card:"), (8, "7 more cards:")])
+@pytest.mark.parametrize("quality", ["auto", "exact"])
+def test_other_cards_are_told_of(cards, words, quality):
+    assert words in words_of(f"{cards}x24GB@8.9,ram=64", quality)[1]
+    assert "more card" not in words_of("1x24GB@8.9,ram=64", quality)[1]
+
+
+def test_nf4_is_at_home_in_memory_and_moves_as_a_whole():
+    """bitsandbytes' layers cannot lie in a mapped file, nor come one by one."""
+    with pytest.raises(InvalidInputError, match="free RAM"):
+        words_of("1x24GB@8.9,ram=7", text_encoder_precision="nf4")
+    with pytest.raises(InvalidInputError, match="not possible"):
+        words_of("1x24GB@8.9,ram=64", text_encoder_precision="nf4", text_encoder_placement="streamed")
+
+
+def test_an_int8_text_encoder_may_be_streamed():
+    forced = Preferences(text_encoder_precision="int8", text_encoder_placement="streamed")
+    plan = plan_workload(Workload(get_variant("720x720_5s"), Size(704, 704)), simulate("1x6GB@8.9,ram=64"), forced)
+    part = plan.components["text_encoder"]
+    assert (part.precision, part.placement, part.blocks) == ("int8", "streamed", 24)
+
+
+def test_cards_without_bf16_are_not_compiled_for():
+    plan = plan_workload(Workload(get_variant("720x720_5s"), Size(704, 704)), simulate("1x24GB@7.5,ram=64"))
+    assert not plan.compile
+
+
+def test_a_small_model_that_runs_beside_a_full_card_says_so():
+    reasons = words_of("1x24GB@8.9,ram=64,free=0.2", variant="nano")[0]
+    assert "no card has room" in reasons
+    assert "no usable card" in words_of("cpu,ram=16", variant="nano")[0]
+
+
+def test_loading_holds_what_is_computed_and_writes_what_goes_to_disk():
+    """Host memory of the stage "load", by hand: 3 GB, and the video VAE of 1.3 GB or a block of 0.7 and sound's 1.1."""
+    staged, resident = (
+        plan_workload(Workload(get_variant("720x720_5s"), Size(704, 704)), simulate(machine))
+        for machine in ("1x6GB@8.9,ram=7", "1x80GB@8.9,ram=8")
+    )
+    assert {part.home for part in staged.components.values()} == {"disk"}
+    assert {part.home for part in resident.components.values()} == {"card"}
+    assert staged.stages["load"].peak_host_bytes == pytest.approx(4.31 * GB, rel=0.02)
+    assert resident.stages["load"].peak_host_bytes == pytest.approx(4.75 * GB, rel=0.02)
+    assert staged.stages["load"].seconds > 1.5 * resident.stages["load"].seconds
