@@ -213,6 +213,20 @@ def test_wrong_passwords_are_slowed_and_written_down(public: Served, caplog: pyt
     assert time.monotonic() - started < 1.5
 
 
+# --- What is documented ---------------------------------------------------------------------------------------
+
+
+def test_the_documented_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OVI_STUDIO_HOME", str(tmp_path))
+    text = (Path(__file__).parents[2] / "docs" / "sharing.md").read_text(encoding="utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    with served(tmp_path, Access()) as up:
+        exec(code.replace("http://127.0.0.1:7860", up.address), {})
+    assert "'status': " in capsys.readouterr().out
+
+
 # --- Many at once ---------------------------------------------------------------------------------------------
 
 
