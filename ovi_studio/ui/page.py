@@ -201,4 +201,4 @@ def _check(settings: Settings) -> None:
     if settings.access.leaves_this_machine:
         raise InvalidInputError("Tools for language models are for this machine only.", "Leave out --mcp, or --share.")
     if find_spec("mcp") is None:
-        raise InvalidInputError("The package mcp is not installed.", "Run `pip install 'gradio[mcp]'`.")
+        raise InvalidInputError("The package mcp is not installed.", "Run `pip install 'ovi-studio[mcp]'`.")
