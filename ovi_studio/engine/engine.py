@@ -50,8 +50,8 @@ from ovi_studio.runtime.memory import CUDA_CONTEXT_BYTES
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.variants import Variant, get_variant
 from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter
-from ovi_studio.weights.inventory import find_adapter, weight_files
 from ovi_studio.weights.float8 import has_float8
+from ovi_studio.weights.inventory import find_adapter, weight_files
 from ovi_studio.weights.load import IN_FILES, load_weights
 from ovi_studio.weights.nano import load_nano
 from ovi_studio.weights.store import Store
