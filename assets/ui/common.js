@@ -19,7 +19,7 @@ window.studio = (() => {
     return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
   }
 
-  // Peaks 0…1 as bars; the part already played in the accent's colour.
+  // Peaks 0…1 as bars, a thin line where there are none; the part already played in the accent's colour.
   function drawWaveform(canvas, peaks, played = 0) {
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [canvas.clientWidth, canvas.clientHeight];
@@ -49,35 +49,104 @@ window.studio = (() => {
       samples.slice(i * per, (i + 1) * per).reduce((most, sample) => Math.max(most, Math.abs(sample)), 0));
   }
 
-  // One connection for all widgets. It comes back by itself when the server was away.
+  // A button that plays and pauses, called by what it does.
+  function playButton(button, media, what = "") {
+    const show = () => {
+      button.textContent = media.paused ? "▶" : "❚❚";
+      button.setAttribute("aria-label", `${media.paused ? "Play" : "Pause"}${what && ` ${what}`}`);
+    };
+    media.addEventListener("play", show);
+    media.addEventListener("pause", show);
+    show();
+  }
+
+  // Draws anew only what has changed, and leaves the focus where it was: `key` names the element that has it.
+  function redraw(box, children) {
+    const focused = box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    box.replaceChildren(...children);
+    if (focused) box.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+  }
+
+  // One connection for all widgets. It comes back by itself when the server was away, and rests while nobody looks:
+  // a browser has few connections to one server, and every tab would hold one.
   const listeners = new Set();
   let source = null;
   let last = null;
+  function connect() {
+    source = new EventSource("studio/live");
+    source.onmessage = (message) => {
+      last = { ...last, ...JSON.parse(message.data) }; // each tells what has changed
+      document.body.classList.remove("ovi-away");
+      listeners.forEach((each) => each(last));
+    };
+    source.onerror = () => document.body.classList.add("ovi-away");
+  }
+  function rest() {
+    source?.close();
+    source = null;
+  }
   function listen(listener) {
     listeners.add(listener);
     if (last) listener(last);
-    if (!source) {
-      source = new EventSource("studio/live");
-      source.onmessage = (message) => {
-        last = JSON.parse(message.data);
-        document.body.classList.remove("ovi-away");
-        listeners.forEach((each) => each(last));
-      };
-      source.onerror = () => document.body.classList.add("ovi-away");
-      window.addEventListener("pagehide", () => source.close());
-    }
+    if (!source) connect();
   }
+  document.addEventListener("visibilitychange", () => (document.hidden ? rest() : source || connect()));
+  window.addEventListener("pagehide", rest);
 
+  // What was typed and is still on its way to the page's state: nothing is generated before it has arrived.
+  let settled = Promise.resolve();
+  let unsettled = 0;
+  function settle(work) {
+    unsettled++;
+    settled = Promise.allSettled([settled, work]).then(() => { unsettled--; });
+    return work;
+  }
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("#generate");
+    if (!button || !unsettled) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    await settled;
+    button.click();
+  }, true);
+
+  function click(event, id) {
+    const button = document.getElementById(id);
+    if (!button || button.disabled || !button.offsetParent) return;
+    event.preventDefault();
+    const writing = document.activeElement;
+    writing.blur(); // so that a field tells what stands in it
+    writing.focus({ preventScroll: true });
+    button.click();
+  }
   document.addEventListener("keydown", (event) => {
-    const click = (id) => {
-      const button = document.querySelector(`#${id}`);
-      if (!button || button.disabled || !button.offsetParent) return;
-      event.preventDefault();
-      button.click();
-    };
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) click("generate");
-    if (event.key === "Escape" && !document.querySelector("dialog[open]")) click("stop");
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) click(event, "generate");
+    const open = event.target.closest?.('[aria-expanded="true"][role], dialog[open]'); // Escape is for these first
+    if (event.key === "Escape" && !open) click(event, "stop");
   });
 
-  return { make, minutes, drawWaveform, peaksOf, listen };
+  // The look that was chosen under System; gradio reads it from the address.
+  const LOOK = "ovi-studio-look";
+  function look() {
+    try {
+      return localStorage.getItem(LOOK) || "system";
+    } catch { // a closed storage
+      return "system";
+    }
+  }
+  function wear(chosen) {
+    const address = new URL(window.location);
+    if (chosen === "system") address.searchParams.delete("__theme");
+    else address.searchParams.set("__theme", chosen);
+    window.history.replaceState(window.history.state, "", address);
+    const dark = chosen === "dark" || (chosen === "system" && window.matchMedia("(prefers-color-scheme: dark)").matches);
+    document.body?.classList.toggle("dark", dark);
+    try {
+      if (chosen === "system") localStorage.removeItem(LOOK);
+      else localStorage.setItem(LOOK, chosen);
+    } catch { /* then it lasts as long as the page */ }
+  }
+  if (look() !== "system") wear(look());
+
+  return { make, minutes, drawWaveform, peaksOf, playButton, redraw, listen, settle, look, wear };
 })();

@@ -1,5 +1,5 @@
 // The prompt editor. The text lies in a plain textarea; what is coloured lies behind it, letter under letter.
-const { make } = window.studio;
+const { make, redraw, settle } = window.studio;
 const find = (selector) => element.querySelector(selector);
 const [area, ink, script] = [find("textarea"), find(".ovi-ink"), find(".ovi-script")];
 const [budget, findings] = [find(".ovi-budget"), find(".ovi-findings")];
@@ -11,7 +11,8 @@ let asked = 0;
 
 // As `ovi_studio.prompt.parse` reads it: a tag without its partner is plain text.
 function segments(text) {
-  const opening = /<S>|<AUDCAP>|(?<![A-Za-z0-9_])Audio:\s*/g;
+  // Python's white space, which is not quite this language's
+  const opening = /<S>|<AUDCAP>|(?<![A-Za-z0-9_])Audio:[\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*/g;
   const closing = { "<S>": "<E>", "<AUDCAP>": "<ENDAUDCAP>" };
   const found = [];
   let plain = 0;
@@ -49,18 +50,19 @@ function tell() {
 }
 
 let later = 0;
-function changed() {
+function changed(wait = 250) {
   paint();
   report = null;
+  findings.inert = true; // these are about another text
   clearTimeout(later);
-  later = setTimeout(() => { tell(); check(); }, 250);
+  later = setTimeout(() => { tell(); check(); }, wait);
 }
 
 async function check() {
   const text = area.value;
   const number = ++asked;
-  const answer = await server.check({ text, variant: props.variant });
-  if (number !== asked || text !== area.value) return;
+  const answer = await server.check({ text, variant: props.variant }).catch(() => null); // the server is away
+  if (!answer || number !== asked || text !== area.value) return;
   report = answer;
   showBudget();
   showFindings();
@@ -73,7 +75,7 @@ function replace(start, end, text, from = start + text.length, to = from) {
   area.setSelectionRange(start, end);
   if (!document.execCommand("insertText", false, text)) area.setRangeText(text, start, end, "end");
   area.setSelectionRange(from, to);
-  changed();
+  changed(0);
 }
 
 // --- Helpers ------------------------------------------------------------------------------------------------
@@ -110,13 +112,14 @@ element.querySelectorAll("[data-tool]").forEach((button) => {
   button.addEventListener("click", () => { show("text"); tools[button.dataset.tool](); });
 });
 area.addEventListener("keydown", (event) => {
-  const tool = { s: "speech", a: "sound" }[event.altKey && !event.ctrlKey ? event.key.toLowerCase() : ""];
+  const tool = { KeyS: "speech", KeyA: "sound" }[event.altKey && !event.ctrlKey ? event.code : ""]; // Alt changes the letter
   if (tool) { event.preventDefault(); tools[tool](); }
 });
 
 // --- Remarks and the budget of words ------------------------------------------------------------------------
 
 function showFindings() {
+  findings.inert = false;
   findings.replaceChildren(...report.findings.map((finding) =>
     make("li", { class: `ovi-${finding.severity}` },
       make("button", { type: "button", class: "ovi-where", title: "Show the place",
@@ -141,46 +144,79 @@ function showBudget() {
 
 // --- The script view ----------------------------------------------------------------------------------------
 
-async function edit(change) {
-  const answer = await server.edit_script({ text: area.value, variant: props.variant, ...change });
-  if (answer.problem) { script.querySelector(".ovi-problem").textContent = answer.problem; return; }
-  area.value = answer.text;
-  changed();
-  report = { ...(report || {}), script: answer.script };
-  if (change.then) change.then();
-  else showScript();
+// One change after another, each to the text that the one before has made.
+let editing = Promise.resolve();
+function edit(change) {
+  editing = settle(editing.then(() => apply(change)).catch(() => {})); // the server is away: the text stays
 }
 
-function cell(label, value, change) {
-  return make("input", { type: "text", "aria-label": label, placeholder: label, value: value.trim(), onchange: (event) => edit(change(event.target.value)) });
+async function apply(change) {
+  const answer = await server.edit_script({ text: area.value, variant: props.variant, ...change });
+  const problem = script.querySelector(".ovi-problem");
+  if (problem) problem.textContent = answer.problem || "";
+  if (answer.problem) return;
+  area.value = answer.text;
+  changed();
+  tell();
+  report = { findings: [], script: answer.script };
+  showScript();
 }
+
+const labels = { lead: "What is seen before", who: "Who", how: "How they say it", words: "Words" };
+let shape = ""; // of the rows that are drawn
 
 function showScript() {
   const shown = report && report.script;
   if (!shown) return;
-  if (shown.problem) { script.replaceChildren(make("p", {}, shown.problem)); return; }
-  const focused = document.activeElement && script.contains(document.activeElement) ? document.activeElement.dataset.key : null;
-  const rows = shown.lines.map((line, row) =>
-    make("fieldset", {},
-      make("legend", {}, `Line ${row + 1}`),
-      ...["lead", "who", "how", "words"].filter((column) => line.words !== null || column === "lead").map((column) => {
-        const label = { lead: "What is seen before", who: "Who", how: "How they say it", words: "Words" }[column];
-        const input = cell(label, line[column], (text) => ({ op: "cell", row, column, value: text }));
-        input.dataset.key = `${row}.${column}`;
-        input.className = `ovi-cell-${column}`;
-        return input;
-      }),
-      make("div", { class: "ovi-row-tools" },
-        make("button", { type: "button", title: "Move up", "aria-label": "Move up", disabled: row === 0, onclick: () => edit({ op: "move", row, to: row - 1 }) }, "↑"),
-        make("button", { type: "button", title: "Move down", "aria-label": "Move down", disabled: row === shown.lines.length - 1, onclick: () => edit({ op: "move", row, to: row + 1 }) }, "↓"),
-        make("button", { type: "button", title: "Remove this line", "aria-label": "Remove this line", onclick: () => edit({ op: "remove", row }) }, "✕"))));
-  script.replaceChildren(
-    ...rows,
-    make("button", { type: "button", class: "ovi-add", onclick: () => edit({ op: "add" }) }, "+ Line"),
-    make("label", {}, "What is seen at the end", cell("What is seen at the end", shown.ending, (value) => ({ op: "ending", value }))),
-    make("label", {}, "Ambience: what else is heard", cell("Ambience", shown.ambience || "", (value) => ({ op: "ambience", value }))),
-    make("p", { class: "ovi-problem", role: "alert" }));
-  if (focused) script.querySelector(`[data-key="${focused}"]`)?.focus();
+  const now = shown.problem || JSON.stringify(shown.lines.map((line) => line.words === null));
+  if (now !== shape) redraw(script, shown.problem ? [make("p", {}, shown.problem)] : drawScript(shown));
+  shape = now;
+  if (!shown.problem) fillScript(shown);
+}
+
+// Cells keep their element, and so the focus, a click that has begun, and what is being typed.
+function fillScript(shown) {
+  for (const input of script.querySelectorAll("input")) {
+    const [row, column] = input.dataset.key.split(".");
+    const value = ((column ? shown.lines[row][column] : shown[row]) || "").trim();
+    const typing = input === document.activeElement && input.value !== input.dataset.told;
+    if (!typing) input.value = value;
+    input.dataset.told = value;
+  }
+}
+
+function drawScript(shown) {
+  const last = shown.lines.length - 1;
+  return [
+    ...shown.lines.map((line, row) =>
+      make("fieldset", {},
+        make("legend", {}, `Line ${row + 1}`),
+        ...Object.keys(labels).filter((column) => line.words !== null || column === "lead").map((column) =>
+          cell(labels[column], `${row}.${column}`, (value) => ({ op: "cell", row, column, value }))),
+        make("div", { class: "ovi-row-tools" },
+          rowTool("↑", "Move up", row === 0, { op: "move", row, to: row - 1 }),
+          rowTool("↓", "Move down", row === last, { op: "move", row, to: row + 1 }),
+          rowTool("✕", "Remove this line", false, { op: "remove", row })))),
+    make("button", { type: "button", class: "ovi-add", "data-key": "add", onclick: () => edit({ op: "add" }) }, "+ Line"),
+    make("label", {}, "What is seen at the end", cell("What is seen at the end", "ending", (value) => ({ op: "ending", value }))),
+    make("label", {}, "Ambience: what else is heard", cell("Ambience", "ambience", (value) => ({ op: "ambience", value }))),
+    make("p", { class: "ovi-problem", role: "alert" }),
+  ];
+}
+
+function cell(label, key, change) {
+  const input = make("input", { type: "text", "aria-label": label, placeholder: label, "data-key": key, "data-told": "",
+    class: `ovi-cell-${key.split(".").pop()}` });
+  input.addEventListener("change", () => {
+    input.dataset.told = input.value;
+    edit(change(input.value));
+  });
+  return input;
+}
+
+function rowTool(sign, label, disabled, change) {
+  return make("button", { type: "button", title: label, "aria-label": `${label}: line ${change.row + 1}`, disabled,
+    "data-key": `${change.row} ${sign}`, onclick: () => edit(change) }, sign);
 }
 
 function show(name) {
@@ -195,11 +231,14 @@ element.querySelectorAll("[data-view]").forEach((button) => button.addEventListe
 
 // --- Coming and going ---------------------------------------------------------------------------------------
 
-area.addEventListener("input", changed);
+area.addEventListener("input", () => changed());
 area.addEventListener("blur", tell);
 area.addEventListener("scroll", () => { ink.scrollTop = area.scrollTop; });
 watch("value", () => {
-  if ((props.value || "") !== area.value) { area.value = props.value || ""; paint(); }
+  if ((props.value || "") !== area.value) {
+    area.value = props.value || "";
+    paint();
+  }
   check();
 });
 watch("variant", check);

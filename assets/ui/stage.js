@@ -1,14 +1,17 @@
 // The run under way: stage, step, time left, the picture and the sound as they are now.
-const { make, minutes, drawWaveform, peaksOf, listen } = window.studio;
+const { minutes, drawWaveform, peaksOf, playButton, listen } = window.studio;
 const find = (selector) => element.querySelector(selector);
 const [picture, audio, canvas, play] = [find("img"), find("audio"), find("canvas"), find(".ovi-play")];
 const names = {
-  "": "Starting", load: "Loading the model", "encode text": "Reading the prompt", "first frame": "First frame",
+  "": "Starting", "draw frame": "Drawing the first frame", load: "Loading the model", "encode text": "Reading the prompt",
+  "draw frame": "Drawing the first frame", "first frame": "Reading the first frame",
   denoise: "Denoising", decode: "Decoding", mux: "Writing the file",
 };
 let following = ""; // the job that is shown
+let known = null; // when which job ended, as far as was told
 let pictures = 0;
 let sounds = 0;
+let newest = ""; // sound
 let peaks = [];
 
 function showRun(run) {
@@ -40,44 +43,44 @@ async function hear(run) {
     return; // the run is over already
   }
   find(".ovi-hear").hidden = false;
+  newest = url;
   if (audio.paused) audio.src = url;
   drawWaveform(canvas, peaks);
 }
 play.addEventListener("click", () => (audio.paused ? audio.play() : audio.pause()));
-audio.addEventListener("play", () => { play.textContent = "❚❚"; });
-audio.addEventListener("pause", () => { play.textContent = "▶"; });
+audio.addEventListener("ended", () => { audio.src = newest; }); // what is heard is not cut off by what comes
+playButton(play, audio, "the sound as it is now");
 audio.addEventListener("timeupdate", () => drawWaveform(canvas, peaks, audio.currentTime / (audio.duration || 1)));
 
-function begin(run) {
-  following = run.id;
+function begin(job) {
+  following = job;
   pictures = sounds = 0;
   picture.hidden = find(".ovi-hear").hidden = true;
   picture.removeAttribute("src");
   audio.pause();
+  audio.removeAttribute("src");
 }
 
-function say(state, job) {
-  props.value = { state, job };
-  trigger("change");
+// The newest of the jobs that have ended since the last news: some are over before anybody saw them run.
+function unseenEnd(ended) {
+  const unseen = (each) => each.status !== "cancelled" && known.get(each.id) !== each.finished;
+  const newest = known && ended.find(unseen);
+  known = new Map(ended.map((each) => [each.id, each.finished]));
+  return newest;
 }
 
 listen((news) => {
   const run = news.running[0];
   find(".ovi-trouble").hidden = !news.trouble;
   find(".ovi-trouble").textContent = news.trouble;
-  if (following && (!run || run.id !== following)) {
-    const over = following;
-    following = "";
-    if (news.ended.some((job) => job.id === over)) say("ended", over);
-    else if (!run) say("waiting", over); // paused, or taken back
-  }
-  if (run && run.id !== following) {
-    begin(run);
-    say("running", run.id);
+  const job = run ? run.id : "";
+  const missed = unseenEnd(news.ended);
+  if (job !== following || (!job && missed)) {
+    props.value = { job, over: following || missed?.id || "", at: missed?.finished ?? 0 }; // gradio tells the page
+    begin(job);
   }
   find(".ovi-live").hidden = !run;
   document.body.classList.toggle("ovi-running", Boolean(run));
   find(".ovi-waiting").textContent = news.waiting.length ? `${news.waiting.length} more waiting` : "";
   if (run) showRun(run);
 });
-watch("value", () => {});

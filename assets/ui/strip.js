@@ -1,5 +1,5 @@
 // The newest clips. One click shows a clip; two ticked ones are compared.
-const { make } = window.studio;
+const { make, redraw } = window.studio;
 const [heading, list, hint] = [element.querySelector("h3"), element.querySelector("ul"), element.querySelector(".ovi-hint")];
 let ticked = [];
 
@@ -19,14 +19,14 @@ function draw() {
   const clips = (props.value && props.value.clips) || [];
   heading.hidden = hint.hidden = !clips.length;
   ticked = ticked.filter((id) => clips.some((clip) => clip.id === id));
-  list.replaceChildren(...clips.map((clip) =>
+  redraw(list, clips.map((clip) =>
     make("li", {},
-      make("button", { type: "button", title: clip.title, "aria-label": `Show ${clip.title}`, onclick: () => pick("show", [clip.id]) },
+      make("button", { type: "button", "data-key": clip.id, title: clip.title, "aria-label": `Show ${clip.title}`, onclick: () => pick("show", [clip.id]) },
         clip.has_picture ? make("img", { src: `studio/thumb/${clip.id}.jpg`, alt: "", loading: "lazy" })
           : make("span", { class: "ovi-note-sign", "aria-hidden": "true" }, "♪"),
         make("span", {}, clip.status === "done" ? clip.label : clip.status)),
       clip.status === "done" ? make("label", { title: "Compare" },
-        make("input", { type: "checkbox", value: clip.id, checked: ticked.includes(clip.id),
+        make("input", { type: "checkbox", "data-key": `tick ${clip.id}`, value: clip.id, checked: ticked.includes(clip.id),
           "aria-label": `Compare ${clip.title}`, onchange: (event) => tick(clip.id, event.target.checked) })) : null)));
 }
 watch("value", draw);

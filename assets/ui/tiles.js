@@ -1,5 +1,5 @@
 // A choice among a few things, as tiles: radio buttons underneath, so that arrows, labels and readers work.
-const { make } = window.studio;
+const { make, redraw } = window.studio;
 const group = `tiles-${Math.random().toString(36).slice(2)}`;
 const [legend, box] = [element.querySelector("legend"), element.querySelector("fieldset > div")];
 
@@ -15,10 +15,11 @@ function sign(choice) {
 function draw() {
   legend.textContent = props.legend || "";
   element.firstElementChild.dataset.kind = props.kind || "";
-  box.replaceChildren(...(props.choices || []).map((choice) =>
+  redraw(box, (props.choices || []).map((choice) =>
     make("label", { title: choice.title },
       make("input", { type: "radio", name: group, value: choice.value, checked: choice.value === props.value,
-        onchange: () => { props.value = choice.value; trigger("change"); } }),
+        "data-key": choice.value,
+        onchange: () => { props.value = choice.value; } }),
       make("span", { class: "ovi-tile" }, sign(choice),
         make("span", {}, make("b", {}, choice.label), choice.hint ? make("small", {}, choice.hint) : null)))));
 }

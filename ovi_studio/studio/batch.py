@@ -26,9 +26,9 @@ from ovi_studio.studio.job import WAITING, Job, Order, is_answer
 from ovi_studio.studio.library import Filter, Library
 from ovi_studio.studio.rows import BatchRow
 from ovi_studio.studio.runner import Runner
+from ovi_studio.studio.table import harmless
 
 _WAIT_SECONDS = 0.5  # guessed: how late it is noticed that another program has made a clip of the batch
-_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # as OWASP's "CSV Injection" lists them
 
 RESULT_COLUMNS = ("row", "take", "status", "path", "seed", "seconds", "error", "prompt")
 
@@ -124,11 +124,46 @@ def run_batch(
             return
 
 
+def batch_of(name: str, jobs: Iterable[Job]) -> Batch:
+    """The batch that its jobs make up, where the table is not at hand."""
+    clips = [
+        BatchClip(
+            BatchRow(job.batch_row or 0, job.request, job.name, job.tags),
+            int((job.batch_key or "1").rpartition("-")[2]),
+            job.id,
+        )
+        for job in jobs
+    ]
+    return Batch(name, tuple(sorted(clips, key=lambda clip: (clip.row.number, clip.take))))
+
+
+def newest_batches(library: Library, owner: str, count: int) -> tuple[str, ...]:
+    """The batches that somebody asked for, the newest first."""
+    rows = library.store.rows(
+        "SELECT batch FROM jobs WHERE batch <> '' AND owner = ? GROUP BY batch ORDER BY max(created) DESC LIMIT ?",
+        [owner, count],
+    )
+    return tuple(row["batch"] for row in rows)
+
+
 def write_results(batch: Batch, jobs: Sequence[Job], path: Path) -> None:
-    """What became of every clip, as CSV that a spreadsheet opens without running anything in it.
+    """What became of every clip, as `results_csv`, in a file.
 
     Raises:
         MediaError: it cannot be written.
+    """
+    text = results_csv(batch, jobs)
+    with replacing(path) as temporary, writing_errors(path):
+        temporary.write_text(text, encoding="utf-8-sig", errors="replace", newline="")
+
+
+def results_csv(batch: Batch, jobs: Sequence[Job], *, host: bool = True) -> str:
+    """What became of every clip, as CSV that a spreadsheet opens without running anything in it.
+
+    Args:
+        batch: its clips.
+        jobs: as they are now.
+        host: whether what speaks of this machine is told: the folders of clips, and why one failed.
     """
     by_id = {job.id: job for job in jobs}
     text = io.StringIO(newline="")
@@ -139,16 +174,11 @@ def write_results(batch: Batch, jobs: Sequence[Job], path: Path) -> None:
         if job is not None:
             done = job.status == "done"
             seconds = f"{job.seconds:.1f}" if done and job.seconds is not None else ""
-            path_of = str(job.output) if done else ""
-            cells = (clip.row.number, clip.take, job.status, path_of, job.seed, seconds, job.reason)
+            path_of = str(job.output if host else job.output.name) if done else ""
+            reason = job.reason if host else ""
+            cells = (clip.row.number, clip.take, job.status, path_of, job.seed, seconds, reason)
             writer.writerow([harmless(str(cell)) for cell in (*cells, clip.row.request.prompt)])
-    with replacing(path) as temporary, writing_errors(path):
-        temporary.write_text(text.getvalue(), encoding="utf-8-sig", errors="replace", newline="")
-
-
-def harmless(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: an apostrophe before what would be one."""
-    return f"'{cell}" if cell.lstrip(" ").startswith(_FORMULA_STARTS) else cell
+    return text.getvalue()
 
 
 # --- What is missing ------------------------------------------------------------------------------------------

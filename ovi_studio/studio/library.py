@@ -171,6 +171,16 @@ class Library:
         )
         return tuple(map(job_from_row, rows))
 
+    def newest_seconds(self, variant: str, size: int) -> list[float]:
+        """How long the newest clips of a model took."""
+        rows = self.store.rows(
+            "SELECT seconds FROM jobs INDEXED BY jobs_by_end"
+            " WHERE finished IS NOT NULL AND status = 'done' AND variant = ? AND seconds IS NOT NULL"
+            " ORDER BY finished DESC LIMIT ?",
+            [variant, size],
+        )
+        return [row["seconds"] for row in rows]
+
     def tags(self, owner: str | None = None) -> tuple[str, ...]:
         """The tags of finished clips, by name.
 

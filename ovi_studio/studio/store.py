@@ -68,6 +68,19 @@ MIGRATIONS = (
     CREATE INDEX jobs_by_age ON jobs (created, status, favourite, variant, owner, batch, tags, search);
     CREATE UNIQUE INDEX jobs_by_batch ON jobs (batch, batch_key) WHERE batch_key IS NOT NULL;
     """,
+    # What was thrown away, each row whole as JSON (but for its picture); and what ended last, found at once.
+    """
+    CREATE TABLE trash (
+        id TEXT PRIMARY KEY,
+        deleted REAL NOT NULL,
+        owner TEXT NOT NULL,
+        output TEXT NOT NULL,
+        job TEXT NOT NULL,
+        thumbnail BLOB
+    );
+    CREATE INDEX trash_by_age ON trash (owner, deleted);
+    CREATE INDEX jobs_by_end ON jobs (finished, status, variant, seconds);
+    """,
 )
 
 

@@ -29,6 +29,7 @@ _BOMS = (  # UTF-32 first: its mark begins as that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DELIMITERS = (",", "\t", ";")
+_FORMULA_STARTS = tuple("=+-@\t\r\n＝＋－＠")  # as OWASP's "CSV Injection" lists them
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,33 @@ def read_table(data: bytes, columns: Mapping[str, str], required: str) -> Table:
         return Table({}, (), (), (Fault(0, "", error.problem, error.remedy),))
 
 
+def read_records(data: bytes, columns: Mapping[str, str]) -> tuple[tuple[str, ...], ...]:
+    """The cells of a file as they are, the header first; records without any text are left out.
+
+    Args:
+        data: the file.
+        columns: as for `read_table`; they tell which character parts the cells.
+
+    Raises:
+        InvalidInputError: it is too large, no text, or its quotes do not match.
+    """
+    text = _decoded(data)
+    return tuple(tuple(record) for _, record in _records(text, _delimiter(text, columns)) if any(record))
+
+
 def shown(text: str) -> str:
     """A cell as it may stand in a message: in quotes, in one line, and short."""
     return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…")
+
+
+def harmless(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: an apostrophe before what would be one; `unguarded` takes it."""
+    return f"'{cell}" if cell.lstrip(" '").startswith(_FORMULA_STARTS) else cell
+
+
+def unguarded(cell: str) -> str:
+    """What a cell was before `harmless`; any other cell stays as it is."""
+    return cell[1:] if cell.startswith("'") and cell[1:].lstrip(" '").startswith(_FORMULA_STARTS) else cell
 
 
 # --- Text -----------------------------------------------------------------------------------------------------
@@ -141,7 +166,7 @@ def _delimiter(text: str, columns: Mapping[str, str]) -> str:
             header = next((record for _, record in _records(text, delimiter) if any(record)), [])
         except InvalidInputError:
             return 0
-        return sum(_key(cell) in columns for cell in header)
+        return sum(header_key(cell) in columns for cell in header)
 
     return max(_DELIMITERS, key=sense)
 
@@ -168,12 +193,12 @@ def _records(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
         if record is None:
             return
         number += 1
-        yield number, [cell.strip() for cell in record]
+        yield number, [unguarded(cell.strip()) for cell in record]
 
 
 def _parsed(records: Iterator[tuple[int, list[str]]], columns: Mapping[str, str], required: str) -> Table:
     header_number, header = next(((number, record) for number, record in records if any(record)), (1, []))
-    known = [columns.get(_key(cell), "") for cell in header]
+    known = [columns.get(header_key(cell), "") for cell in header]
     faults = _header_faults(header_number, header, known, columns, required)
     ignored = tuple(cell for cell, name in zip(header, known, strict=True) if cell and not name)
     if required not in known:
@@ -216,12 +241,12 @@ def _header_faults(
             twice = " and ".join(shown(cell) for cell, each in zip(header, known, strict=True) if each == name)
             faults.append(Fault(number, name, f"Several columns say the same: {twice}.", "Keep one of them."))
     for cell, name in zip(header, known, strict=True):
-        near = difflib.get_close_matches(_key(cell)[:100], columns, n=1, cutoff=0.75) if cell and not name else []
+        near = difflib.get_close_matches(header_key(cell)[:100], columns, n=1, cutoff=0.75) if cell and not name else []
         if near:
             faults.append(Fault(number, cell[:100], f"There is no column {shown(cell)}.", f"Did you mean {near[0]!r}?"))
     return faults
 
 
-def _key(cell: str) -> str:
-    """A header's cell as `columns` has it."""
+def header_key(cell: str) -> str:
+    """A header's cell as `columns` has it: in lower case, with underscores."""
     return "_".join(cell.casefold().replace("-", " ").split())

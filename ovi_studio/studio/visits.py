@@ -299,7 +299,7 @@ class Visit:
         if not self.person.is_owner:
             raise InvalidInputError("Only the owner of this page can do that.", "Ask them, or log in as the owner.")
 
-    def words_of(self, error: OviStudioError) -> str:
+    def words_of(self, error: OviStudioError | str) -> str:
         """What this person is told of an error: a visitor nothing that names a file of this machine."""
         text = str(error)
         if self.person.is_owner or not _ABSOLUTE_PATH.search(text):

@@ -7,7 +7,7 @@ from ovi_studio.media import read_clip, waveform_peaks
 from ovi_studio.request import GenerationRequest
 from ovi_studio.runtime.execution_plan import gigabytes
 from ovi_studio.studio.job import Job
-from ovi_studio.ui.routes import title_of
+from ovi_studio.ui.news import title_of
 from ovi_studio.variants import get_variant
 
 _PEAKS = 600  # bars that a waveform can show; guessed: a wide screen's

@@ -11,9 +11,10 @@ from typing import Any
 import gradio as gr
 
 from ovi_studio.errors import InvalidInputError, OviStudioError, PromptError
+from ovi_studio.images import read_image
 from ovi_studio.lint import Code, Severity, lint
 from ovi_studio.prompt import Dialect
-from ovi_studio.request import GenerationRequest
+from ovi_studio.request import GenerationRequest, ImageFrame
 from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui import editor, form, widgets
@@ -21,6 +22,7 @@ from ovi_studio.ui.adapters import AdapterChoice
 from ovi_studio.ui.door import Visits
 from ovi_studio.ui.form import Form, Values
 from ovi_studio.ui.handling import on, on_any
+from ovi_studio.ui.queue_tab import Editing
 from ovi_studio.ui.rewriting import Rewriting
 from ovi_studio.ui.starting import Starting
 from ovi_studio.ui.viewer import Viewer
@@ -52,6 +54,7 @@ class Create:
         self._draft = gr.BrowserState(None, storage_key="ovi-studio-draft", secret="draft")  # noqa: S106 (hides nothing)
         with gr.Row(equal_height=False):
             with gr.Column(scale=6, min_width=340, elem_id="left"):
+                self.editing = Editing(visits)
                 self._form = self._build(adapters)
             with gr.Column(scale=5, min_width=340, elem_id="right"):
                 with gr.Row(elem_id="bar"):
@@ -60,6 +63,16 @@ class Create:
                         "Generate", variant="primary", elem_id="generate", min_width=150, scale=0
                     )
                 self._viewer = Viewer(visits)
+
+    @property
+    def form(self) -> Form:
+        """The settings, for what fills them from elsewhere."""
+        return self._form
+
+    @property
+    def viewer(self) -> Viewer:
+        """The right side, for what shows a clip there from elsewhere."""
+        return self._viewer
 
     def _build(self, adapters: list[str]) -> Form:
         """The left side, from top to bottom."""
@@ -94,22 +107,30 @@ class Create:
         size = {wanted.size, wanted.own_size}
         on_any([wanted.own_size.blur, wanted.own_size.submit], wanted.for_own_size, {*size, wanted.variant}, [*size])
         on(self._roll.click, lambda: (form.new_seed(), True), None, [wanted.seed, wanted.keep_seed])
-        deciding = [page.load, *(component.change for component in wanted.that_change_the_plan)]
+        deciding = [component.change for component in wanted.that_change_the_plan]
         on_any(deciding, self._look_ahead, wanted.inputs, self._outlook, raw=True)
 
         # 2. Making
         on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, *self._viewer.screen], raw=True)
 
         # 3. Going on from a clip
-        on(self._viewer.reuse.click, self._reuse, self._viewer.shown, wanted.all)
         on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
-        on(wanted.draw_now.click, self._draw, wanted.inputs, [wanted.image, wanted.draw_frame], raw=True)
-        on(self._viewer.go_on.click, self._go_on, self._viewer.shown, [wanted.image, wanted.draw_frame])
+        picture = [wanted.image, wanted.draw_frame]
+        filling = [
+            on(self._viewer.reuse.click, self._reuse, self._viewer.shown, wanted.all),
+            on(self._viewer.go_on.click, self._go_on, self._viewer.shown, picture),
+            on(wanted.draw_now.click, self._draw, wanted.inputs, picture, raw=True),
+            *self._starting.filling,
+        ]
 
         # 4. What was written survives the browser's being closed
-        written = [wanted.prompt.input, self._generate.click, *deciding[1:]]
+        written = [wanted.prompt.input, self._generate.click, *deciding]
         on_any(written, self._put_by, wanted.inputs, self._draft, raw=True)
-        on(page.load, self._recall, self._draft, wanted.all)
+        recalling = on(page.load, self._recall, self._draft, wanted.all)
+        for filled in (recalling, *filling):  # what lies folded up tells no change
+            on(filled.then, self._look_ahead, wanted.inputs, self._outlook, raw=True)
+        for filled in filling:
+            on(filled.then, self._put_by, wanted.inputs, self._draft, raw=True)
 
     # --- What happens -----------------------------------------------------------------------------------------
 
@@ -117,7 +138,9 @@ class Create:
         """What the run will take, in a line; more on a click."""
         try:
             request = self._form.request({**values, self._form.prompt: values[self._form.prompt] or "…"})
-            return _outlook(request, self._plan(request.replace(takes=1)), self._missing.get(request.variant, ""))
+            return _outlook(
+                request, self._plan(_sized(request).replace(takes=1)), self._missing.get(request.variant, "")
+            )
         except OviStudioError as error:
             return f'<div class="ovi-outlook"><span class="ovi-bad">{html.escape(str(error))}</span></div>'
 
@@ -183,6 +206,15 @@ def check_prompt(request: GenerationRequest) -> None:
     for finding in lint(request.prompt, Dialect(variant.caption_dialect), variant.duration):
         if finding.severity is Severity.ERROR and finding.code is not Code.OTHER_DIALECT:
             raise PromptError(finding.message, "Mend it under the prompt.")
+
+
+def _sized(request: GenerationRequest) -> GenerationRequest:
+    """With the size that its first frame gives it, where nothing else does: plans do not read pictures."""
+    frame = request.first_frame
+    if request.size or request.aspect or not isinstance(frame, ImageFrame) or frame.path is None:
+        return request
+    width, height = read_image(frame.path).size
+    return request.replace(size=tuple(request.clip_size((height, width))))
 
 
 def _outlook(request: GenerationRequest, plan: ExecutionPlan, missing: str) -> str:

@@ -33,6 +33,7 @@ OWNER_NAME = "owner"
 VISITOR_COOKIE = "ovi-visitor"
 OWNER_COOKIE = "ovi-owner"
 SECRET_BYTES = 16  # 128 bits
+MAX_BODY_BYTES = 96 << 20  # derived: a picture of 64 MiB as base64 in JSON, and some more
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 _YEAR = 365 * 86_400
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 10.0  # seconds after wrong passwords, doubling; guessed
@@ -165,7 +166,9 @@ def _check(access: Access) -> None:
 class HasCookies(Protocol):
     """A request, gradio's or the server's own."""
 
-    cookies: Mapping[str, str]
+    @property
+    def cookies(self) -> Mapping[str, str]:
+        """By name."""
 
 
 class Visits:
@@ -207,7 +210,7 @@ class DoorMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Request(scope)
+        request, receive = Request(scope), _bounded(receive)
         refusal = self._refusal(request)
         if refusal is not None:
             await refusal(scope, receive, send)
@@ -229,6 +232,8 @@ class DoorMiddleware:
             return PlainTextResponse("Another site cannot speak for you here.", 403)
         if _FETCHES_OUTSIDE.search(request.url.path) or _FETCHES_OUTSIDE.search(str(request.url)):
             return PlainTextResponse("This server fetches nothing from elsewhere.", 403)
+        if int(request.headers.get("content-length", "0") or 0) > MAX_BODY_BYTES:
+            return PlainTextResponse(f"At most {MAX_BODY_BYTES >> 20} MB can be sent at once.", 413)
         return None
 
     def _is_owner_link(self, request: Request) -> bool:
@@ -250,6 +255,19 @@ class DoorMiddleware:
             await send(message)
 
         return naming
+
+
+def _bounded(receive: Receive) -> Receive:
+    """The same, ending like a lost connection where a body of unknown length grows beyond what is taken."""
+    left = MAX_BODY_BYTES
+
+    async def bounded() -> Message:
+        nonlocal left
+        message = await receive()
+        left -= len(message.get("body", b""))
+        return message if left >= 0 else {"type": "http.disconnect"}
+
+    return bounded
 
 
 class _Logins:

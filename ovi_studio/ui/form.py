@@ -18,7 +18,7 @@ from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame, Quality
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui.adapters import shown_adapters
-from ovi_studio.ui.widgets import Choice, picture, shown_picture, tiles
+from ovi_studio.ui.widgets import Choice, picture, shown_picture, tiles, uploaded
 from ovi_studio.variants import VARIANTS, Size, Solver, Variant, get_variant, parse_size
 
 START = "nano"  # a new user has nothing else
@@ -204,7 +204,7 @@ def _first_frame(told: Mapping[str, Any], frames: Frames) -> ImageFrame | Genera
         if seed and not seed.isdecimal():
             raise InvalidRequestError("The seed of the first frame is not a whole number.", "Clear it, or give one.")
         return GeneratedFrame(prompt=prompt or None, seed=int(seed) if seed else None)
-    return _kept(Path(told["image"]["path"]), frames) if told["image"] else None
+    return _kept(uploaded(told["image"]), frames) if told["image"] else None
 
 
 def _kept(picture: Path, frames: Frames) -> ImageFrame:

@@ -13,14 +13,34 @@ Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
 
-def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
-    """Call `handler` at `event`: no overlay hides the page, and no program can call it by name."""
-    event(told(handler), inputs, outputs, show_progress="hidden", queue=False, api_visibility="private")
+def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None, *, raw: bool = False) -> Any:
+    """Call `handler` at `event`: no overlay hides the page, and no program can call it by name.
+
+    It goes through gradio's queue, where it waits for nothing: only there messages reach the page, and errors do
+    without being failures of the connection too.
+
+    Args:
+        event: such as `button.click`.
+        handler: gets what stands in the inputs.
+        inputs: components; a set of them is handed over as one mapping.
+        outputs: components.
+        raw: hand it over as the browser tells it. Else gradio reads pictures first, and a broken one fails there,
+            without a word that helps.
+
+    Returns:
+        What listens; its `then` is the event of being done.
+    """
+    return event(
+        told(handler), inputs, outputs, preprocess=not raw, show_progress="hidden", concurrency_limit=None,
+        api_visibility="private",
+    )  # fmt: skip
 
 
-def on_any(events: Sequence[Any], handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
+def on_any(
+    events: Sequence[Any], handler: Callable[..., Any], inputs: Any = None, outputs: Any = None, *, raw: bool = False
+) -> None:
     """The same at any of several events, one call at a time: of those that come meanwhile the last one counts."""
-    on(partial(gr.on, events, trigger_mode="always_last"), handler, inputs, outputs)
+    on(partial(gr.on, events, trigger_mode="always_last"), handler, inputs, outputs, raw=raw)
 
 
 def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callable[Arguments, Answer]:

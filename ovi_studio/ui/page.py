@@ -25,15 +25,21 @@ from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
 from ovi_studio.runtime.hardware import simulate
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.studio.desk import Desk
+from ovi_studio.studio.downloads import Downloads
 from ovi_studio.studio.export import Exports
 from ovi_studio.studio.forecast import Forecast
 from ovi_studio.studio.frames import Frames
 from ovi_studio.studio.library import default_library, default_outputs
 from ovi_studio.ui import theme, widgets
+from ovi_studio.ui.batch_tab import BatchTab
 from ovi_studio.ui.create import Create, PlanMaker
 from ovi_studio.ui.door import Access, Door, Visits, middleware
+from ovi_studio.ui.handling import on
+from ovi_studio.ui.library_tab import LibraryTab
 from ovi_studio.ui.programs import Programs
+from ovi_studio.ui.queue_tab import QueueTab
 from ovi_studio.ui.routes import studio_routes
+from ovi_studio.ui.system_tab import SystemTab
 from ovi_studio.variants import VARIANTS
 from ovi_studio.weights.inventory import adapter_ids, readiness
 from ovi_studio.weights.store import Store
@@ -87,10 +93,19 @@ def running_page(settings: Settings, make_engine: Callable[[Path], Engine] = Wor
     door = Door(settings.access)
     folders = app_folders()
     store = Store(folders.weights)
-    with Desk(default_library(), default_outputs(), make_engine) as desk:
+    with Desk(default_library(), default_outputs(), make_engine) as desk, Downloads(store) as downloads:
         plan = _simulated_plan(settings.simulate, folders.cache) if settings.simulate else desk.engine.plan
-        page = build_page(desk, door, Frames(folders.data / "frames"), plan, store)
-        served = _launch(page, desk, door, settings)
+        house = House(
+            desk=desk,
+            visits=Visits(desk, door),
+            frames=Frames(folders.data / "frames"),
+            exports=Exports(folders.cache / "exports"),
+            downloads=downloads,
+            inbox=folders.cache / "inbox",
+            plan=plan,
+        )
+        page = build_page(house)
+        served = _launch(page, house, door, settings)
         try:
             yield served
         finally:
@@ -106,31 +121,73 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> None:
             threading.Event().wait()
 
 
-def build_page(desk: Desk, door: Door, frames: Frames, plan: PlanMaker, store: Store) -> gr.Blocks:
-    """The page itself; see `Create` for what it is given."""
+@dataclass(frozen=True)
+class House:
+    """What the tabs of a page work with; see each for what it does with it."""
+
+    desk: Desk
+    visits: Visits
+    frames: Frames
+    exports: Exports
+    downloads: Downloads
+    inbox: Path
+    plan: PlanMaker
+
+    def missing(self) -> dict[str, str]:
+        """Of the models whose weights are not here: how much is to be fetched, and by which command."""
+        absent = (readiness(variant, self.downloads.store) for variant in VARIANTS.values())
+        return {
+            each.variant: f"Its weights are not here: about {gigabytes(each.bytes_to_fetch)}."
+            f" Fetch them in the System tab, or with `ovi-studio models download {each.variant}`."
+            for each in absent
+            if not each.ready
+        }
+
+
+def build_page(house: House) -> gr.Blocks:
+    """The page itself: five tabs, the last of them for the owner alone."""
+    visits = house.visits
     with gr.Blocks(title="Ovi Studio", analytics_enabled=False, fill_width=False) as page:
-        gr.HTML(
-            f'<header class="ovi-head"><h1>Ovi Studio</h1><p>{__version__}</p></header>',
-            apply_default_css=False,
-        )
-        visits = Visits(desk, door)
-        create = Create(visits, frames, plan, _missing(store), list(adapter_ids(store)))
-        create.wire(page)
-        Programs(visits, plan)
+        gr.HTML(f'<header class="ovi-head"><h1>Ovi Studio</h1><p>{__version__}</p></header>', apply_default_css=False)
+        with gr.Tabs(selected="create") as tabs:
+            with gr.Tab("Create", id="create"):
+                adapters = list(adapter_ids(house.downloads.store))
+                create = Create(visits, house.frames, house.plan, house.missing(), adapters)
+            with gr.Tab("Library", id="library"):
+                library = LibraryTab(visits, house.exports)
+            with gr.Tab("Queue", id="queue"):
+                queue = QueueTab(visits)
+            with gr.Tab("Batch", id="batch"):
+                batch = BatchTab(visits, house.frames, house.exports, house.inbox, house.missing)
+            with gr.Tab("System", id="system", visible=False) as system_door:
+                system = SystemTab(visits, house.desk, house.plan, house.downloads)
+        for tab in (create, library, queue, batch, system):
+            tab.wire(page)
+        _connect(tabs, visits, create, library, queue)
+
+        def open_to_owner(request: gr.Request) -> Any:
+            return gr.update(visible=visits.of(request).person.is_owner)
+
+        on(page.load, open_to_owner, None, system_door)
+        Programs(visits, house.plan)
     return page
 
 
-def _missing(store: Store) -> dict[str, str]:
-    """Of the models whose weights are not here: how much is to be fetched, and by which command."""
-    told = {}
-    for variant in VARIANTS.values():
-        ready = readiness(variant, store)
-        if not ready.ready:
-            told[variant.name] = (
-                f"Its weights are not here: about {gigabytes(ready.bytes_to_fetch)}."
-                f" Fetch them with `ovi-studio models download {variant.name}`."
-            )
-    return told
+def _connect(tabs: gr.Tabs, visits: Visits, create: Create, library: LibraryTab, queue: QueueTab) -> None:
+    """What one tab does in another: show a clip, take its settings, edit what waits."""
+
+    def show(picked: str, request: gr.Request) -> dict[Any, Any]:
+        visit = visits.of(request)
+        return create.viewer.show(visit, visit.job(picked)) | {tabs: gr.update(selected="create")}
+
+    def reuse(picked: str, request: gr.Request) -> dict[Any, Any]:
+        return create.form.filled(visits.of(request).job(picked).request) | {tabs: gr.update(selected="create")}
+
+    for widget in (library.gallery, queue.queue):
+        on(widget.show, show, widget, [*create.viewer.screen, tabs])
+    on(library.gallery.reuse, reuse, library.gallery, [*create.form.all, tabs])
+    create.editing.wire(queue, create.form)
+    on(queue.queue.edit, lambda: gr.update(selected="create"), None, tabs)
 
 
 def _simulated_plan(machine: str, cache: Path) -> PlanMaker:
@@ -143,7 +200,7 @@ def _simulated_plan(machine: str, cache: Path) -> PlanMaker:
     return plan
 
 
-def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Served:
+def _launch(page: gr.Blocks, house: House, door: Door, settings: Settings) -> Served:
     access = settings.access
     options: dict[str, Any] = {
         "theme": theme.theme(),
@@ -151,7 +208,7 @@ def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Serv
         "head": f"<script>{widgets.script('common')}</script>",
         "favicon_path": str(data_path("assets", "ui", "icon.svg")),
         "footer_links": [],
-        "app_kwargs": {"routes": _routes(desk, door), "middleware": middleware(door)},
+        "app_kwargs": {"routes": _routes(house), "middleware": middleware(door)},
         "auth": door.lets_in if door.guarded else None,
         "auth_message": "The owner's name is 'owner'; visitors were told theirs.",
         "share": access.share,
@@ -174,9 +231,9 @@ def _launch(page: gr.Blocks, desk: Desk, door: Door, settings: Settings) -> Serv
     return Served(address, share_address, tuple(_notice(door, address, share_address)))
 
 
-def _routes(desk: Desk, door: Door) -> list[Route]:
-    forecast = Forecast(desk.library, lambda request: desk.engine.plan(request).seconds)
-    return studio_routes(desk, Visits(desk, door), Exports(app_folders().cache / "exports"), forecast)
+def _routes(house: House) -> list[Route]:
+    forecast = Forecast(house.desk.library, lambda request: house.plan(request).seconds)
+    return studio_routes(house.desk, house.visits, house.exports, forecast)
 
 
 def _notice(door: Door, address: str, share_address: str | None) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ovi_studio.studio.library import Filter
 from ovi_studio.ui.create import PlanMaker, check_prompt
 from ovi_studio.ui.door import Visits
 from ovi_studio.ui.handling import told
-from ovi_studio.ui.routes import title_of
+from ovi_studio.ui.news import title_of
 from ovi_studio.variants import parse_size
 
 Answer = dict[str, Any]

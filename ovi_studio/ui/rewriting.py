@@ -41,9 +41,8 @@ class Rewriting:
                     self._ask = gr.Button("Rewrite", size="sm")
                 with gr.Tab("By any chat"):
                     self._show = gr.Button("Write the instruction", size="sm")
-                    self._instruction = gr.Textbox(
-                        label="Copy this to the chat", lines=4, max_lines=10, buttons=["copy"], interactive=False
-                    )
+                    self._instruction = gr.Textbox(label="Copy this to the chat", lines=4, max_lines=10)
+                    self._copy = gr.Button("Copy it", size="sm")
                     self._answer = gr.Textbox(label="Paste its answer here", lines=2, max_lines=6)
                     self._read = gr.Button("Read the answer", size="sm")
             self._difference = gr.HTML(visible=False)
@@ -59,6 +58,7 @@ class Rewriting:
         on(self._ask.click, self._asked, [prompt, variant, self._theme, *endpoint, self._key], shown)
         on(self._ask.click, lambda *kept: [*kept], endpoint, self._kept)
         on(self._show.click, _instructed, [prompt, variant, self._theme], self._instruction)
+        self._copy.click(None, self._instruction, js="(text) => { navigator.clipboard?.writeText(text); }")
         on(self._read.click, _answered, [prompt, variant, self._answer], shown)
         on(self._take.click, lambda proposal: (proposal, *_closed()), self._proposal, [prompt, *shown])
         on(self._drop.click, _closed, None, shown)

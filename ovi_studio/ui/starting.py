@@ -43,9 +43,11 @@ class Starting:
         filled = [*form.all, self._before, self._back]
         on(page.load, self._offer, None, self._choice)
         on(self._choice.change, self._tell, self._choice, self._about)
-        on(self._use.click, self._take_all, chosen, filled, raw=True)
-        on(self._use_settings.click, self._take_settings, chosen, filled, raw=True)
-        on(self._back.click, self._go_back, self._before, filled)
+        self.filling = (
+            on(self._use.click, self._take_all, chosen, filled, raw=True),
+            on(self._use_settings.click, self._take_settings, chosen, filled, raw=True),
+            on(self._back.click, self._go_back, self._before, filled),
+        )
         on(self._save.click, self._store, form.inputs | {self._title}, [self._choice, self._title], raw=True)
 
     def _presets(self, request: gr.Request) -> tuple[Preset, ...]:

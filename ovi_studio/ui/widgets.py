@@ -14,6 +14,7 @@ from gradio.processing_utils import save_file_to_cache
 from gradio.utils import get_upload_folder
 
 from ovi_studio.assets import data_path
+from ovi_studio.errors import InvalidInputError
 
 Choice: TypeAlias = Mapping[str, Any]  # value, label, and if wanted hint, title, shape (height, width) or sign
 
@@ -30,7 +31,7 @@ def tiles(legend: str, value: str, choices: Sequence[Choice], kind: str = "") ->
 
 def stage() -> gr.HTML:
     """The run under way. Its value changes as runs begin and end: the `job` that runs, and the one that is `over`."""
-    return _widget("stage", {"job": "", "over": ""})
+    return _widget("stage", {"job": "", "over": "", "at": 0})
 
 
 def result() -> gr.HTML:
@@ -49,24 +50,51 @@ def compare() -> gr.HTML:
 
 
 def picture(label: str) -> gr.Image:
-    """A picture from a file, the clipboard or a camera; its value is the file as it was handed in.
+    """A picture from a file, the clipboard or a camera. Read it raw, see `handling.on`."""
+    return gr.Image(label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=240)
 
-    It is handed on unread: gradio would fail on a broken one without a word that helps, and write others anew.
+
+def uploaded(value: Mapping[str, Any]) -> Path:
+    """Where the picture of a `picture` lies. A browser is believed only within the place of uploads.
+
+    Raises:
+        InvalidInputError: it names another file.
     """
-    made = gr.Image(label=label, type="filepath", sources=["upload", "clipboard", "webcam"], height=240)
-    read = made.preprocess
-
-    def hand_on(handed: Any) -> Any:
-        inline = handed is not None and (handed.url or "").startswith("data:")
-        return read(handed) if handed is None or inline else handed.path
-
-    made.preprocess = hand_on  # of this one: gradio writes a file beside any module with a class of components
-    return made
+    path = Path(str(value.get("path"))).resolve()
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise InvalidInputError("This picture was not uploaded here.", "Choose it again.")
+    return path
 
 
 def shown_picture(path: str | Path) -> str:
     """A file as the value of a `picture`: a copy in the passing place that gradio shows pictures from."""
     return str(save_file_to_cache(path, get_upload_folder()))
+
+
+def batch(functions: Sequence[Callable[..., Any]]) -> gr.HTML:
+    """A table on its way to clips. All that it shows, it asks `functions` for."""
+    return _widget("batch", None, functions)
+
+
+def system(functions: Sequence[Callable[..., Any]]) -> gr.HTML:
+    """The machine, the weights and the settings. All that it shows, it asks `functions` for."""
+    return _widget("system", None, functions)
+
+
+def gallery(functions: Sequence[Callable[..., Any]]) -> gr.HTML:
+    """The finished clips. All that it shows and changes, it asks `functions` for.
+
+    Tells `reuse`, `show` and `compare` (of two); its value is then the job's id, or two with a space between them.
+    """
+    return _widget("gallery", "", functions)
+
+
+def queue(functions: Sequence[Callable[..., Any]]) -> gr.HTML:
+    """What runs and waits, as the news have it. All that it changes, it asks `functions` for.
+
+    Tells `edit` and `show`; its value is then the job's id.
+    """
+    return _widget("queue", "", functions)
 
 
 def script(name: str) -> str:

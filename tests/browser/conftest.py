@@ -1,13 +1,15 @@
-"""A headless Chromium, as Debian packages it."""
+"""A headless Chromium, as Debian packages it, and the page that it visits."""
 
 import functools
 import http.server
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, sync_playwright
+
+from tests.browser.visitor import Visitor, serving, visiting
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -45,3 +47,17 @@ def served(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the real page: its engine is `nano` in a worker, which starts with the first clip."""
+    with serving(tmp_path_factory.mktemp("studio")) as address:
+        yield address
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visitor]]:
+    """Opens pages, each in a fresh browser profile; in the end none may have complained or asked another machine."""
+    with visiting(browser) as open_page:
+        yield open_page

@@ -18,11 +18,12 @@ from ovi_studio.cli import generate, main
 from ovi_studio.errors import OutOfMemoryError
 from ovi_studio.events import CancelToken
 from ovi_studio.request import GenerationRequest
-from ovi_studio.studio.batch import harmless, take_up
+from ovi_studio.studio.batch import take_up
 from ovi_studio.studio.clips import embedded_request
 from ovi_studio.studio.library import Filter, Library
 from ovi_studio.studio.rows import BatchRow
 from ovi_studio.studio.runner import Runner
+from ovi_studio.studio.table import harmless, unguarded
 from tests.fakes import FakeEngine
 
 
@@ -249,6 +250,11 @@ def test_wrong_arguments(shell: Shell, arguments: list[str]) -> None:
 def test_no_cell_is_a_formula(cell: str) -> None:
     assert harmless(cell) == f"'{cell}"
     assert harmless(f"a{cell}") == f"a{cell}"
+
+
+@pytest.mark.parametrize("cell", ["=1", "'=1", "''=1", "' =1", "a", "'a", "'", "", "-", "'tis", "'-tis"])
+def test_what_was_guarded_is_read_as_it_was(cell: str) -> None:
+    assert unguarded(harmless(cell)) == cell
 
 
 def test_formulas_in_prompts_stay_text(shell: Shell) -> None:

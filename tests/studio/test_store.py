@@ -15,7 +15,7 @@ import pytest
 
 from ovi_studio.errors import StoreError
 from ovi_studio.studio.library import Filter, Library
-from ovi_studio.studio.store import Store
+from ovi_studio.studio.store import MIGRATIONS, Store
 
 FIRST = "CREATE TABLE notes (id INTEGER PRIMARY KEY); CREATE INDEX notes_id ON notes (id);"
 SECOND = "ALTER TABLE notes ADD COLUMN words TEXT NOT NULL DEFAULT 'none'"
@@ -29,7 +29,7 @@ def version(path: Path) -> int:
 def test_a_new_store_is_in_wal_mode_with_a_version(library: Library, tmp_path: Path) -> None:
     assert library.store.rows("PRAGMA journal_mode")[0][0] == "wal"
     assert library.store.rows("PRAGMA synchronous")[0][0] == 2  # FULL
-    assert version(tmp_path / "library.db") == 1
+    assert version(tmp_path / "library.db") == len(MIGRATIONS)
     library.check()
 
 

@@ -17,7 +17,7 @@ from gradio_client.exceptions import AppError
 from ovi_studio.errors import InvalidInputError
 from ovi_studio.studio.desk import Desk
 from ovi_studio.studio.visits import Limits
-from ovi_studio.ui.door import OWNER_NAME, Access, Door, Visits, middleware
+from ovi_studio.ui.door import MAX_BODY_BYTES, OWNER_NAME, Access, Door, Visits, middleware
 from ovi_studio.ui.programs import Programs
 from tests.fakes import FakeEngine
 
@@ -195,6 +195,23 @@ def test_another_site_cannot_speak_for_a_visitor(public: Served) -> None:
         "/gradio_api/run/generate", json={"data": ["A face."]}, headers={"Origin": "https://evil.example"}
     )
     assert answer.status_code == 403
+
+
+def test_more_than_can_be_held_is_refused(public: Served) -> None:
+    browser = public.cookies(*ACCOUNTS[0])
+    huge = {"Content-Length": str(2 << 30), "Content-Type": "application/json"}
+    told = httpx2.Client(base_url=public.address, cookies=browser.cookies)
+    with contextlib.closing(told):
+        answer = told.send(told.build_request("POST", "/gradio_api/component_server", content=b"{}", headers=huge))
+        assert answer.status_code == 413
+
+        def endless() -> Iterator[bytes]:
+            for _ in range((MAX_BODY_BYTES >> 20) + 8):
+                yield b"x" * (1 << 20)
+
+        with contextlib.suppress(httpx2.TransportError):  # the connection may end before the answer
+            assert told.post("/gradio_api/component_server", content=endless(), timeout=60).status_code >= 400
+    assert browser.get("/config").status_code == 200  # and the server goes on
 
 
 def test_wrong_passwords_are_slowed_and_written_down(public: Served, caplog: pytest.LogCaptureFixture) -> None:

@@ -146,6 +146,7 @@ def test_the_run_under_way_is_seen_by_its_own(studio: Studio) -> None:
         assert studio.client("ada").get(address).content == content
         assert studio.client("bob").get(address).status_code == 404
         assert studio.client(None).get(address).status_code == 401
+        assert studio.client("ada").get(f"/studio/live/{studio.add(ADA.id).id}/1.{kind}").status_code == 204
 
 
 def test_an_export_is_fetched_by_who_made_it(studio: Studio) -> None:
