@@ -21,7 +21,7 @@ from ovi_studio.ui import editor, form, widgets
 from ovi_studio.ui.adapters import AdapterChoice
 from ovi_studio.ui.door import Visits
 from ovi_studio.ui.form import Form, Values
-from ovi_studio.ui.handling import on, on_any
+from ovi_studio.ui.handling import on, on_any, without_folders
 from ovi_studio.ui.queue_tab import Editing
 from ovi_studio.ui.rewriting import Rewriting
 from ovi_studio.ui.starting import Starting
@@ -142,7 +142,8 @@ class Create:
                 request, self._plan(_sized(request).replace(takes=1)), self._missing.get(request.variant, "")
             )
         except OviStudioError as error:
-            return f'<div class="ovi-outlook"><span class="ovi-bad">{html.escape(str(error))}</span></div>'
+            words = html.escape(without_folders(str(error)))
+            return f'<div class="ovi-outlook"><span class="ovi-bad">{words}</span></div>'
 
     def _ask(self, values: Values, request: gr.Request) -> dict[Any, Any]:
         """Put it into the queue; the seed that is drawn is shown."""

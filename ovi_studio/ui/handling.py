@@ -1,6 +1,7 @@
 """How the page listens to its events: quietly, privately, and with errors told as sentences."""
 
 import html
+import re
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -9,6 +10,7 @@ import gradio as gr
 
 from ovi_studio.errors import InvalidInputError, OviStudioError
 
+_PATH = re.compile(r"(?:(?<![\w.:/])/|\b[A-Za-z]:\\)[^\s'\":,;]*[/\\][^\s'\":,;]*[^\s'\":,;.]")
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
 
@@ -43,8 +45,13 @@ def on_any(
     on(partial(gr.on, events, trigger_mode="always_last"), handler, inputs, outputs, raw=raw)
 
 
+def without_folders(text: str) -> str:
+    """The same with names in place of absolute paths: whoever reads it need not know where things lie."""
+    return _PATH.sub(lambda path: re.split(r"[/\\]", path.group())[-1], text)
+
+
 def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callable[Arguments, Answer]:
-    """The boundary of the page: our errors become a message on it.
+    """The boundary of the page: our errors become a message on it, in which files go by their names alone.
 
     Args:
         handler: what may raise them.
@@ -57,7 +64,8 @@ def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callab
             return handler(*arguments, **named)
         except OviStudioError as error:
             title = "Please change this" if isinstance(error, InvalidInputError) else "That did not work"
-            message = html.escape(str(error)) if markup else str(error)
+            message = without_folders(str(error))
+            message = html.escape(message) if markup else message
             raise gr.Error(message, title=title, print_exception=False) from error
 
     return guarded

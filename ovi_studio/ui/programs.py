@@ -14,7 +14,7 @@ from ovi_studio.studio.job import STATUSES, Job
 from ovi_studio.studio.library import Filter
 from ovi_studio.ui.create import PlanMaker, check_prompt
 from ovi_studio.ui.door import Visits
-from ovi_studio.ui.handling import told
+from ovi_studio.ui.handling import told, without_folders
 from ovi_studio.ui.news import title_of
 from ovi_studio.variants import parse_size
 
@@ -165,7 +165,7 @@ def _told(job: Job) -> Answer:
         "status": job.status,
         "progress": job.progress,
         "seconds_left": job.seconds_left,
-        "problem": job.problem,
+        "problem": without_folders(job.problem),
         "remedy": job.remedy,
         "seed": job.seed,
         "title": title_of(job),

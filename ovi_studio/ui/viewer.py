@@ -75,7 +75,7 @@ class Viewer:
             try:
                 clip = shown_clip(job)
             except OviStudioError as error:  # its file was moved, say: the page still opens
-                return self._show_failure(visit, job, str(error))
+                return self._show_failure(visit, job, visit.words_of(error))
             return self._nothing(visit) | {
                 self._result: clip,
                 self._tools: gr.update(visible=True),
@@ -84,7 +84,11 @@ class Viewer:
                 self._name: gr.update(value=job.name, visible=True),
                 self.shown: job.id,
             }
-        return self._show_failure(visit, job, job.reason) if job.status == "failed" else self._nothing(visit)
+        return (
+            self._show_failure(visit, job, visit.words_of(job.reason))
+            if job.status == "failed"
+            else self._nothing(visit)
+        )
 
     def recent(self, visit: Visit) -> dict[str, Any]:
         """The strip's value as it is now."""
