@@ -43,9 +43,10 @@ function paint() {
   area.style.height = `${area.scrollHeight}px`;
 }
 
+let known = props.value || ""; // the text as the page knows it; what is being typed may be ahead of it
 function tell() {
   if (props.value === area.value) return;
-  props.value = area.value;
+  props.value = known = area.value;
   trigger("input");
 }
 
@@ -235,14 +236,16 @@ area.addEventListener("input", () => changed());
 area.addEventListener("blur", tell);
 area.addEventListener("scroll", () => { ink.scrollTop = area.scrollTop; });
 watch("value", () => {
-  if ((props.value || "") !== area.value) {
-    area.value = props.value || "";
+  const value = props.value || "";
+  if (value !== known && value !== area.value) {
+    area.value = value;
     paint();
   }
+  known = value;
   check();
 });
 watch("variant", check);
-area.value = props.value || "";
+area.value = known;
 paint();
 check();
 new ResizeObserver(paint).observe(area.parentElement);

@@ -12,7 +12,8 @@ function tick(id, on) {
   ticked = ticked.filter((each) => each !== id).concat(on ? [id] : []).slice(-2);
   list.querySelectorAll("input").forEach((box) => { box.checked = ticked.includes(box.value); });
   hint.textContent = ticked.length === 1 ? "Tick another one to see the two side by side." : "";
-  pick("compare", ticked.length === 2 ? ticked : []);
+  if (ticked.length === 2) pick("compare", ticked);
+  else if (document.body.classList.contains("ovi-comparing")) pick("compare", []);
 }
 
 function draw() {

@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ovi_studio.media import read_clip, waveform_peaks
-from ovi_studio.request import GenerationRequest
+from ovi_studio.media import Clip, read_clip, waveform_peaks
 from ovi_studio.runtime.execution_plan import gigabytes
 from ovi_studio.studio.job import Job
 from ovi_studio.ui.news import title_of
@@ -31,7 +30,7 @@ def shown_clip(job: Job) -> Shown:
         "has_picture": clip.has_picture,
         "has_sound": clip.has_sound,
         "peaks": _peaks(job) if clip.has_sound else [],
-        "facts": _facts(job, request),
+        "facts": _facts(job, clip),
         "downloads": _downloads(job, picture=clip.has_picture, sound=clip.has_sound),
     }
 
@@ -39,7 +38,7 @@ def shown_clip(job: Job) -> Shown:
 def shown_pair(jobs: Iterable[Job]) -> list[Shown]:
     """Two jobs for the comparison, each with what tells it from the other."""
     pair = list(jobs)
-    facts = [dict(_facts(job, job.request)) for job in pair]
+    facts = [dict(_facts(job, read_clip(job.output))) for job in pair]
     return [
         {
             "id": job.id,
@@ -67,18 +66,15 @@ def shown_strip(jobs: Iterable[Job]) -> dict[str, Any]:
     }
 
 
-def _facts(job: Job, request: GenerationRequest) -> list[tuple[str, str]]:
+def _facts(job: Job, clip: Clip) -> list[tuple[str, str]]:
     """What the clip was made from, in a few words each."""
-    variant = get_variant(request.variant)
-    settings = request if request.size is not None else request.resolved()
-    defaults = vars(variant.defaults)
-    chosen = {name: getattr(settings, name) for name in defaults}
-    value = defaults | {name: each for name, each in chosen.items() if each is not None}
-    size = settings.clip_size()
+    variant = get_variant(job.request.variant)
+    value = {name: getattr(job.request, name) for name in vars(variant.defaults)}
+    value = {name: usual if value[name] is None else value[name] for name, usual in vars(variant.defaults).items()}
     facts = [
         ("Seed", str(job.seed)),
         ("Model", variant.title),
-        ("Size", "" if request.modality == "audio" else f"{size.width} × {size.height}"),
+        ("Size", f"{clip.width} × {clip.height}" if clip.has_picture else ""),
         ("Steps", f"{value['num_inference_steps']} {value['solver']}"),
         ("Shift", f"{value['shift']:g}"),
         ("Guidance", f"{value['video_guidance_scale']:g} / {value['audio_guidance_scale']:g}"),

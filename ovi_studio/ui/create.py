@@ -91,7 +91,7 @@ class Create:
             self._adapters = AdapterChoice(adapters)
         return Form(
             frames=self._frames, prompt=prompt, adapters=self._adapters.table, chosen_adapters=self._adapters.choice,
-            shown_variant=gr.State(form.START), **parts,
+            shown_variant=gr.Textbox(form.START, visible=False), **parts,
         )  # fmt: skip
 
     def wire(self, page: gr.Blocks) -> None:
@@ -103,7 +103,7 @@ class Create:
         self._adapters.wire()
 
         # 1. Choosing, and what it will take
-        on(wanted.variant.change, wanted.for_variant, {*wanted.inputs, wanted.shown_variant}, wanted.all, raw=True)
+        on(wanted.variant.change, wanted.for_variant, wanted.inputs, wanted.all, raw=True)
         size = {wanted.size, wanted.own_size}
         on_any([wanted.own_size.blur, wanted.own_size.submit], wanted.for_own_size, {*size, wanted.variant}, [*size])
         on(self._roll.click, lambda: (form.new_seed(), True), None, [wanted.seed, wanted.keep_seed])

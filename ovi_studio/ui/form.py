@@ -59,17 +59,17 @@ class Form:
     adapters: gr.Dataframe
     quality: gr.Radio
     chosen_adapters: gr.Dropdown  # the same as the table's rows, to choose them by
-    shown_variant: gr.State  # the model that the other inputs were last made for
+    shown_variant: gr.Textbox  # hidden: the model that the other inputs were last made for
 
     @property
     def inputs(self) -> set[Any]:
-        """All components that a person fills in, as an event's inputs."""
+        """All components that a request is read from, as an event's inputs."""
         return {getattr(self, name) for name in _INPUTS}
 
     @property
     def all(self) -> list[Any]:
         """The same and what follows from them, as the outputs of an event that fills the form."""
-        return [*self.inputs, self.chosen_adapters, self.shown_variant]
+        return [*self.inputs, self.chosen_adapters]
 
     @property
     def that_change_the_plan(self) -> tuple[Any, ...]:
@@ -87,9 +87,11 @@ class Form:
         """
         told = {name: values[getattr(self, name)] for name in _INPUTS}
         told |= {name: None if told[name] is None else int(told[name]) for name in _WHOLE}
-        variant = get_variant(told["variant"])
-        settings = {name: _open(told[name], getattr(variant.defaults, name)) for name in _DEFAULTS}
-        size = (told["own_size"] or "").strip() or told["size"]  # typed, and not yet a tile
+        # of a model that was chosen a moment ago the defaults may not stand in the form yet
+        variant, shown = get_variant(told["variant"]), get_variant(told["shown_variant"])
+        settings = {name: _open(told[name], getattr(shown.defaults, name)) for name in _DEFAULTS}
+        chosen_size = told["size"] if shown == variant else ""
+        size = (told["own_size"] or "").strip() or chosen_size  # typed, and not yet a tile
         return GenerationRequest.create(
             prompt=to_dialect(told["prompt"] or "", Dialect(variant.caption_dialect)),
             variant=variant.name,
@@ -187,7 +189,7 @@ class Form:
             return None
 
 
-_NO_INPUTS = ("frames", "draw_now", "chosen_adapters", "shown_variant")
+_NO_INPUTS = ("frames", "draw_now", "chosen_adapters")
 _INPUTS = tuple(field.name for field in fields(Form) if field.name not in _NO_INPUTS)
 
 

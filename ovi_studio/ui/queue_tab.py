@@ -116,7 +116,7 @@ class Editing:
         self._form = form
         bar = [self.job, self._bar, self._what]
         on(queue.queue.edit, self._begin, queue.queue, [*form.all, *bar])
-        on(self._save.click, self._put, form.inputs | {self.job}, bar)
+        on(self._save.click, self._put, form.inputs | {self.job}, bar, raw=True)
         on(self._leave.click, self._end, None, bar)
 
     def _begin(self, picked: str, request: gr.Request) -> dict[Any, Any]:

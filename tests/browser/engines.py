@@ -10,7 +10,7 @@ import PIL.Image
 
 from ovi_studio.events import CancelToken, Event, StepDone
 from ovi_studio.media import Clip, Frame, wav_bytes, write_clip
-from ovi_studio.request import GenerationRequest
+from ovi_studio.request import GenerationRequest, ImageFrame
 from tests.fakes import FPS, SAMPLE_RATE, FakeEngine
 
 FRAMES = 49
@@ -29,18 +29,20 @@ class ShownEngine(FakeEngine):
 
     def _clip(self, request: GenerationRequest) -> Clip:
         """A bar that wanders over a colour of the seed's, and a tone of the seed's height."""
-        height, width = request.clip_size()
+        frame = request.first_frame
+        picture = PIL.Image.open(frame.path).size[::-1] if isinstance(frame, ImageFrame) else None
+        height, width = self.requests[-1].clip_size(picture)
         colour = np.random.default_rng(request.seed).integers(40, 200, 3, dtype=np.uint8)
 
-        def frame(number: int) -> Frame:
-            picture = np.full((height, width, 3), colour, np.uint8)
+        def bar(number: int) -> Frame:
+            drawn = np.full((height, width, 3), colour, np.uint8)
             start = number * (width - 8) // FRAMES
-            picture[:, start : start + 8] = 255
-            return picture
+            drawn[:, start : start + 8] = 255
+            return drawn
 
         return write_clip(
             self.folder / f"clip-{len(self.requests)}.mp4",
-            frames=map(frame, range(FRAMES)) if request.modality != "audio" else None,
+            frames=map(bar, range(FRAMES)) if request.modality != "audio" else None,
             waveform=_tone(200 + (request.seed or 0) % 400, FRAMES / FPS) if request.modality != "video" else None,
             fps=FPS,
             sample_rate=SAMPLE_RATE,

@@ -1,6 +1,7 @@
 """The page's endpoints as tools for language models."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ def test_the_endpoints_are_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             made = await session.call_tool("generate", {"prompt": "A red face."})
             return [tool.name for tool in tools], list(tools[0].inputSchema["properties"]), str(made.content)
 
-    with running_page(Settings(mcp=True), FakeEngine) as served:
-        names, fields, answer = asyncio.run(use(served.address))
+    # in a thread of its own: a browser test before this one leaves an event loop running in the main thread
+    with running_page(Settings(mcp=True), FakeEngine) as served, ThreadPoolExecutor(1) as thread:
+        names, fields, answer = thread.submit(lambda: asyncio.run(use(served.address))).result()
     assert names == ["generate", "status", "cancel", "plan", "library"]
     assert fields[:2] == ["prompt", "variant"]  # who asks is no field
     assert "queued" in answer
