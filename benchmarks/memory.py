@@ -80,7 +80,7 @@ def random_pipeline(variant: Variant, device: str) -> OviPipeline:
     generator = torch.Generator(device).manual_seed(0)
 
     def build(component: Callable[[Variant], Any], dtype: torch.dtype) -> Any:
-        with torch.device("meta"):
+        with components.on_meta():
             module = torch.nn.Module.to(component(variant), dtype)
         drawn: dict[int, torch.nn.Parameter] = {}
         for part in module.modules():

@@ -1,15 +1,33 @@
 """A variant's five components as modules: the classes they are, built from the variant's shapes.
 
 Built with fresh weights and in evaluation mode, on the device of the surrounding `torch.device(...)`. Trained
-weights come from `weights/`; a full-size component belongs on `torch.device("meta")` until they do.
+weights come from `weights/`; a full-size component is built `on_meta()` until they do.
 """
 
+import contextlib
+from collections.abc import Iterator
+
+import torch
 from diffusers import AutoencoderKLWan, MMAudioVAE
+from torch.utils import _device
 from transformers import UMT5Config, UMT5EncoderModel
 
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.model.vocoder import OviVocoder
 from ovi_studio.variants import Variant
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Whatever is built meanwhile has shapes and no memory.
+
+    torch notes at its first `with torch.device(...)` which functions make tensors. Where transformers'
+    `from_pretrained` was that first user it had a `torch.linspace` of its own in place, and the real one, of which the
+    audio VAE makes its front end, would be missed from then on: torch is made to look again.
+    """
+    _device._device_constructors.cache_clear()
+    with torch.device("meta"):
+        yield
 
 
 def build_transformer(variant: Variant) -> OviTransformer:

@@ -179,7 +179,7 @@ def _checked(component: Component, variant: Variant, paths: Sequence[Path]) -> t
             f"{_names(paths)} holds a {layout.title} and no {TITLES[component]}.", "Give the right file."
         )
     recipe = _RECIPES[component]
-    with torch.device("meta"):
+    with components.on_meta():
         module = recipe.build(variant)
     _check(layout, _expected(recipe, layout, module))
     return layout, module

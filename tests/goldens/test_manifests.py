@@ -65,7 +65,7 @@ def recorded_shapes(name: str) -> dict[str, list[int]]:
 
 
 def on_meta(component: str, variant: str) -> nn.Module:
-    with torch.device("meta"):
+    with components.on_meta():
         return COMPONENTS[component][0](VARIANTS[variant])
 
 

@@ -30,6 +30,7 @@ from ovi_studio.arithmetic import (
     video_encoder_cost,
     vocoder_cost,
 )
+from ovi_studio.model import components
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.model.vocoder import OviVocoder
 from ovi_studio.shapes import TextEncoderShape, TransformerShape, VideoVaeShape
@@ -100,7 +101,7 @@ def test_vocoder_has_the_checkpoints_parameters():
 
 def on_meta(component: str, variant) -> Any:
     shape = getattr(variant, component)
-    with torch.device("meta"):
+    with components.on_meta():
         if component == "text_encoder":
             return transformers.UMT5EncoderModel(transformers.UMT5Config(**shape.config()))
         if component == "transformer":

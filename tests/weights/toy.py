@@ -71,7 +71,7 @@ def checkpoint(component: Component, seed: int = 0) -> State:
 @cache
 def _checkpoint(component: Component, seed: int) -> State:
     _, build, to_checkpoint = _COMPONENTS[component]
-    with torch.device("meta"):
+    with components.on_meta():
         shapes = to_checkpoint(build(TOY).state_dict())
     generator = torch.Generator().manual_seed(seed)
     state = {name: torch.randn(t.shape, generator=generator) * 0.1 + 0.01 for name, t in shapes.items()}
