@@ -10,7 +10,7 @@ import re
 import time
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
 from ovi_studio.errors import InvalidInputError, RewriteError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_RESPONSE_BYTES = 1 << 20  # of a server's response; guessed: an answer, escaped, and what servers tell about it
 MAX_TIMEOUT = 600.0  # seconds; guessed: a large model on a slow machine
+Question: TypeAlias = str | list[dict[str, Any]]  # text, or parts: text, pictures and sound as OpenAI's API has them
 _ASK_AGAIN = "Ask again, or try another model."
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _CHECK_ADDRESS = "Give one such as http://localhost:11434/v1, without a name, a password or a question mark."
@@ -64,7 +65,7 @@ class Endpoint:
         path = address.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
         return f"{address.scheme.lower()}://{address.netloc}{path}/chat/completions"
 
-    def answer(self, question: str) -> str:
+    def answer(self, question: Question) -> str:
         """What the model says to `question`; blocks until it is all there.
 
         Raises:
@@ -73,7 +74,7 @@ class Endpoint:
         return _content(self, _posted(self, question))
 
 
-def _posted(endpoint: Endpoint, question: str) -> bytes:
+def _posted(endpoint: Endpoint, question: Question) -> bytes:
     """The body of the server's answer to one question."""
     import httpx2  # noqa: PLC0415  (the page starts without it)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ovi_studio.assets import nano_card
 from ovi_studio.cli import models_import
 from ovi_studio.cli.console import TerminalLine, minutes, print_line, say, size_text
 from ovi_studio.errors import InvalidInputError, WeightsError
@@ -115,6 +116,9 @@ def run_show(arguments: argparse.Namespace) -> int:
     print_line(BUILT_IN if not parts else f"{summary['state']}, {_amount(summary)}")
     if not variant.trained:
         print_line(UNTRAINED)
+    elif not parts:
+        for name, known in nano_card()["knows"].items():
+            print_line(f"  {name}: {', '.join(known)}")
     for part in parts:
         print_line("")
         role = f"instead of {part['instead_of']}" if part["instead_of"] else "optional" if part["optional"] else ""

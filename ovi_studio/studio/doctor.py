@@ -234,7 +234,8 @@ def _memory(hardware: "Hardware") -> Iterator[Check]:
 
 
 def _weights(around: Surroundings) -> Iterator[Check]:
-    yield Check("weights", "ok", "nano is inside the package (untrained: expect noise)")
+    state = "" if VARIANTS["nano"].trained else " (untrained: expect noise)"
+    yield Check("weights", "ok", f"nano is inside the package{state}")
     for model in around.models:
         name, size = model.variant, model.bytes_to_fetch
         if model.ready:
