@@ -1,7 +1,7 @@
 """How much memory loading takes: a synthetic transformer checkpoint is written, loaded in a fresh process, deleted.
 
     python benchmarks/loading.py --gigabytes 2.5 --stored bfloat16
-    python benchmarks/loading.py --gigabytes 2.5 --plan fp8_storage:streamed:disk
+    python benchmarks/loading.py --gigabytes 2.5 --plan fp8_storage:streamed:disk [--adapter]
 
 The last line is JSON: bytes of the file and of the loaded model, the highest resident memory while it was loaded
 (beyond what the process had before), and `overhead`, that peak over the model less one. Linux only: the kernel keeps
@@ -9,7 +9,7 @@ the peak.
 
 With a plan, the file is mapped and every weight brought to its place, as in a run. The peak is then that of the
 process's own memory (mapped files are the system's to drop), sampled, and `predicted_bytes` is what the planner says
-of the stage "load" beyond the process itself.
+of the stage "load" beyond the process itself. With an adapter, every linear layer of the blocks has a LoRA.
 """
 
 import argparse
@@ -35,6 +35,7 @@ if __name__ == "__main__":  # run as a file, from a checkout that is not install
 
 from ovi_studio.model import components
 from ovi_studio.model.pipeline import OviPipeline
+from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.runtime import memory
 from ovi_studio.runtime.apply import AppliedPlan
 from ovi_studio.runtime.execution_plan import ExecutionPlan, Home, Placement, Preferences
@@ -43,6 +44,7 @@ from ovi_studio.runtime.memory import Precision, Workload
 from ovi_studio.runtime.plan import plan_workload
 from ovi_studio.variants import VARIANTS, Variant
 from ovi_studio.weights import convert
+from ovi_studio.weights.adapters import TOWERS, AdapterUse, AdapterWeights, LowRank, put_on
 from ovi_studio.weights.load import IN_FILES, Destination, load_component
 from ovi_studio.weights.nano import load_nano
 
@@ -58,6 +60,7 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=2.5, help="of the file, in 10^9 bytes (default: 2.5)")
     parser.add_argument("--stored", choices=FORMATS, default="bfloat16", help="how (default: bfloat16)")
     parser.add_argument("--plan", metavar="PRECISION:PLACEMENT:HOME", help="load by a plan, as fp8_storage:staged:host")
+    parser.add_argument("--adapter", action="store_true", help="with a plan: put a LoRA on first")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)  # the fresh process: this file
     parser.add_argument("--layers", type=int, help=argparse.SUPPRESS)
@@ -66,7 +69,8 @@ def main() -> int:
     if arguments.measure:
         variant = _sized(arguments.layers, width)
         planned = arguments.plan and plan_of(variant, *arguments.plan.split(":"))
-        print(json.dumps(measure_plan(arguments.measure, planned) if planned else measure(arguments.measure, variant)))
+        path = arguments.measure
+        print(json.dumps(measure_plan(path, planned, arguments.adapter) if planned else measure(path, variant)))
         return 0
     dtype = STORED.get(arguments.stored, torch.bfloat16)
     layers = _layers(arguments.gigabytes * 1e9 / dtype.itemsize, width)
@@ -75,6 +79,7 @@ def main() -> int:
         print(f"{path.stat().st_size / 1e9:.2f} GB in {arguments.stored}, {layers} blocks", file=sys.stderr)
         command = [sys.executable, __file__, "--measure", str(path), "--layers", str(layers)]
         command += ["--plan", arguments.plan] if arguments.plan else []
+        command += ["--adapter"] if arguments.adapter else []
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(json.dumps({"stored": arguments.stored, "plan": arguments.plan, **json.loads(answer.splitlines()[-1])}))
     return 0
@@ -132,17 +137,20 @@ def plan_of(variant: Variant, precision: Precision, placement: Placement, home: 
     return variant, plan
 
 
-def measure_plan(path: Path, planned: tuple[Variant, ExecutionPlan]) -> dict[str, object]:
+def measure_plan(path: Path, planned: tuple[Variant, ExecutionPlan], adapter: bool) -> dict[str, object]:
     """Loads the file by the plan, but onto the CPU; bytes, and seconds."""
     variant, plan = planned
     parts = load_nano().components
     if plan.components["transformer"].precision in ("int8", "fp8_compute"):
         importlib.import_module("torchao.quantization")  # counts as the process, as all that is imported
     with torch.device("meta"):
-        components.build_transformer(variant)
+        uses = [AdapterUse(lora_of(components.build_transformer(variant)))] if adapter else []
+    if adapter:  # what PEFT imports for it counts as the process too
+        put_on(parts["transformer"], [AdapterUse(lora_of(parts["transformer"]))])
     before, start = private_bytes(), time.monotonic()
     with _sampled() as peaks:
         parts["transformer"] = load_component("transformer", variant, [path], IN_FILES)
+        put_on(parts["transformer"], uses)
         pipeline = OviPipeline(**parts, variant=variant.name)
         placed = AppliedPlan(pipeline, dataclasses.replace(plan, device="cpu"), path.parent)
     seconds, kept = time.monotonic() - start, private_bytes() - before
@@ -156,6 +164,17 @@ def measure_plan(path: Path, planned: tuple[Variant, ExecutionPlan]) -> dict[str
         "kept_bytes": kept,
         "seconds": round(seconds, 2),
     }
+
+
+def lora_of(transformer: OviTransformer) -> AdapterWeights:
+    """A LoRA of rank 1 on every linear layer of the blocks."""
+    towers: dict[str, dict[str, LowRank]] = {tower: {} for tower in TOWERS}
+    for name, layer in transformer.blocks.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            block, tower, rest = name.split(".", 2)
+            down, up = torch.ones(1, layer.in_features, device="cpu"), torch.ones(layer.out_features, 1, device="cpu")
+            towers[tower][f"blocks.{block}.{rest}"] = LowRank(1e-3 * down, 1e-3 * up, None)
+    return AdapterWeights(Path("lora.safetensors"), {tower: towers[tower] for tower in TOWERS})
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@
 Only linear layers inside blocks are quantized; the rest of the component is bf16. Text encoders take torchao's int8
 too: bitsandbytes' casts activations to float16, which UMT5-xxl's feed-forward layers overflow.
 
+Adapters on weights that are quantized are fused into them first, in 16 bits.
+
 Bits that are lost do not come back: a component remembers what it became, and `can_become` says whether it has to be
 loaded again. torchao and bitsandbytes are optional, and importing them takes seconds.
 """
@@ -19,12 +21,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ovi_studio.errors import EngineError
 from ovi_studio.runtime.homes import give_back_freed
 from ovi_studio.runtime.memory import Precision
+from ovi_studio.weights.adapters import fuse, fused
 from ovi_studio.weights.float8 import Float8Linear
 
 QUANTIZED: frozenset[Precision] = frozenset({"fp8_compute", "fp8_storage", "int8", "nf4"})
@@ -36,6 +40,11 @@ def can_become(component: nn.Module, precision: Precision) -> bool:
     """Whether the component's weights still have the bits for `precision`."""
     became: Precision | None = getattr(component, _BECAME, None)
     return became in (None, precision) or (became == "bf16" and precision in QUANTIZED)
+
+
+def spend(component: nn.Module) -> None:
+    """From now on the component's weights are of no use to another plan."""
+    setattr(component, _BECAME, "spent")
 
 
 class Parts:
@@ -69,9 +78,8 @@ class Parts:
                 f"{precision}.",
                 "Load the model again.",
             )
+        self._component = component
         self._blocks = list(blocks)
-        inside = {module for block in self._blocks for module in block.modules()}
-        self._outside = [module for module in component.modules() if module not in inside]
         self._precision = precision
         self._dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self._work_on = work_on
@@ -84,17 +92,23 @@ class Parts:
         """The blocks, each in the precision."""
         for block in self._blocks:
             if self._precision in QUANTIZED:
-                for parent, name, layer in list(_linear_layers(block)):
-                    layer.to(self._work_on, self._dtype)
+                for parent, name in list(_linear_layers(block)):  # and not the layers: each is gone when it is replaced
+                    layer = cast("nn.Linear", fused(parent.get_submodule(name))).to(self._work_on, self._dtype)
                     setattr(parent, name, _quantized(layer, self._precision).to(self._keep_on))
+                    del layer
+                    give_back_freed()
             self._cast(block.modules())
             yield block
             give_back_freed()
 
     def outside(self) -> list[nn.Module]:
         """The modules outside of the blocks, their own weights in the precision."""
-        self._cast(self._outside)
-        return self._outside
+        if self._precision in QUANTIZED:
+            fuse(self._component)
+        inside = {module for block in self._blocks for module in block.modules()}
+        outside = [module for module in self._component.modules() if module not in inside]
+        self._cast(outside)
+        return outside
 
     def all(self) -> None:
         """Brings every part into the precision, for a component that is not given its place part by part."""
@@ -112,20 +126,21 @@ class Parts:
             module._apply(cast, recurse=False)
 
 
-def _linear_layers(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """Plain linear layers with the module that owns them.
+def _linear_layers(block: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Where plain linear layers are, perhaps with adapters on them: the module that owns each, and its name there.
 
     Those already stored in float8 are of another class, those quantized before have weights of another class, and
-    those of an adapter are in a dictionary: all three stay as they are.
+    those that belong to an adapter are inside of it: all three stay as they are.
     """
     for parent in block.modules():
         for name, child in parent.named_children():
+            layer = child.get_base_layer() if isinstance(child, BaseTunerLayer) else child
             if (
-                type(child) is nn.Linear
-                and not is_traceable_wrapper_subclass(child.weight)
-                and not isinstance(parent, nn.ModuleDict)
+                type(layer) is nn.Linear
+                and not is_traceable_wrapper_subclass(layer.weight)
+                and not isinstance(parent, (nn.ModuleDict, BaseTunerLayer))
             ):
-                yield parent, name, child
+                yield parent, name
 
 
 def _quantized(layer: nn.Linear, precision: Precision) -> nn.Linear:

@@ -10,9 +10,11 @@ import csv
 import hashlib
 import io
 import json
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +124,37 @@ def run_batch(
         if job.status == "failed" and not keep_going:
             library.stop_after_this(batch.name, "A clip before it failed.", "Mend that one, and run the batch again.")
             return
+
+
+def run_batch_together(
+    library: Library,
+    runners: Sequence[Runner],
+    batch: Batch,
+    stop: CancelToken,
+    *,
+    keep_going: bool,
+    tell: Callable[[Job], None] = lambda _job: None,
+) -> None:
+    """As `run_batch`, by several runners at once, each in a thread of its own; `tell` is called by one at a time.
+
+    The first error sets `stop`, and is raised when all have left their jobs.
+    """
+    telling = threading.Lock()
+
+    def tell_alone(job: Job) -> None:
+        with telling:
+            tell(job)
+
+    def run(runner: Runner) -> None:
+        run_batch(library, runner, batch, stop, keep_going=keep_going, tell=tell_alone)
+
+    with ThreadPoolExecutor(len(runners), "runner") as threads:
+        runs = [threads.submit(run, runner) for runner in runners]
+        wait(runs, return_when=FIRST_EXCEPTION)
+        if any(each.done() and each.exception() is not None for each in runs):
+            stop.cancel()
+    for each in runs:
+        each.result()
 
 
 def batch_of(name: str, jobs: Iterable[Job]) -> Batch:

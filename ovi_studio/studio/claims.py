@@ -21,7 +21,8 @@ import psutil
 
 from ovi_studio.events import Finished
 from ovi_studio.studio.job import COLUMNS, Job, Memory, Status, Wish, job_from_row
-from ovi_studio.studio.library import Filter, Library, reserve_name
+from ovi_studio.studio.library import Filter, Library
+from ovi_studio.studio.records import reserve_name
 
 # Guessed: a runner elsewhere (or with a clock that jumped) is given up after this silence; a beat comes every 5.
 LEASE_SECONDS = 60.0
@@ -104,12 +105,6 @@ def claim(library: Library, runner: RunnerName, batch: str | None = None) -> Job
             [str(runner), now, now, row["id"]],
         )
         return job_from_row(connection.execute(f"SELECT {COLUMNS} FROM jobs WHERE id = ?", [row["id"]]).fetchone())
-
-
-def take_back_lost(library: Library) -> int:
-    """Queue the jobs again whose runners are dead. Returns how many."""
-    with library.store.transaction() as connection:
-        return _take_back(connection)
 
 
 def beat(library: Library, job: Job, runner: RunnerName, standing: Standing) -> None:
@@ -216,16 +211,14 @@ _IDLE = {"runner": "", "heartbeat": None, "stage": "", "seconds_left": None, "wi
 _AFTER: dict[Wish, Status] = {"cancel": "cancelled", "pause": "paused"}
 
 
-def _take_back(connection: sqlite3.Connection, idle: str = "") -> int:
+def _take_back(connection: sqlite3.Connection, idle: str) -> None:
     """The jobs of dead runners, and of the `idle` one that asks: queued again, or what was wished of them before."""
     running = connection.execute("SELECT id, runner, heartbeat, wish FROM jobs WHERE status = 'running'").fetchall()
-    count = 0
     for row in running:
         with contextlib.suppress(ValueError):  # a name that cannot be read is nobody's
             if row["runner"] != idle and RunnerName.parse(row["runner"]).is_alive(row["heartbeat"] or 0.0):
                 continue
-        count += _give_back(connection, row["id"], row["runner"], {"status": _AFTER.get(row["wish"], "queued")})
-    return count
+        _give_back(connection, row["id"], row["runner"], {"status": _AFTER.get(row["wish"], "queued")})
 
 
 def _give_back(connection: sqlite3.Connection, job_id: str, runner: str, changes: dict[str, str]) -> int:

@@ -17,7 +17,8 @@ from ovi_studio.errors import InvalidInputError, MediaError, StoreError
 from ovi_studio.media import read_metadata, thumbnail
 from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.job import Job, is_answer
-from ovi_studio.studio.library import Filter, Library, default_outputs, insert_row, labels
+from ovi_studio.studio.library import Filter, Library, default_outputs
+from ovi_studio.studio.records import insert_row, labels
 
 
 @dataclass(frozen=True)

@@ -211,10 +211,8 @@ class Downloads:
         self._standing = replace(self._standing, bytes_total=sum(self.store.listing(s).size for s in sources))
         damaged = [path for path, finding in self._findings(sources) if finding is not Finding.INTACT]
         if damaged:
-            self._standing = replace(
-                self._standing, problem=f"{len(damaged)} files are missing or damaged: {', '.join(damaged)}.",
-                remedy="Press Download: they are fetched anew.",
-            )  # fmt: skip
+            problem = f"{len(damaged)} files are missing or damaged: {', '.join(damaged)}."
+            self._standing = replace(self._standing, problem=problem, remedy="Press Download: they are fetched anew.")
 
     def _findings(self, sources: Sequence[Source]) -> Iterator[tuple[str, Finding]]:
         for source in sources:
@@ -238,9 +236,7 @@ def _after(standing: Standing, event: "DownloadEvent") -> Standing:
         case download.DownloadStarted(files, done, total, _):
             return replace(standing, stage="running", bytes_done=done, bytes_total=total).saying(f"{files} files")
         case download.DownloadProgress(done, total, speed, left):
-            return replace(
-                standing, bytes_done=done, bytes_total=total, bytes_per_second=speed, seconds_left=left
-            )  # fmt: skip
+            return replace(standing, bytes_done=done, bytes_total=total, bytes_per_second=speed, seconds_left=left)
         case download.Retrying(file, problem, _):
             return standing.saying(f"{file}: {problem}; trying again")
         case download.FileFinished(source, path, _, _):

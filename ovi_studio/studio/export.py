@@ -34,7 +34,8 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # the zip format's first; clips of the same name 
 _COLUMNS = (
     "file", "name", "tags", "model", "text_prompt", "video_negative_prompt", "audio_negative_prompt", "modality",
     "size", "aspect", "snap", "seed", "steps", "solver", "shift", "video_guidance_scale", "audio_guidance_scale",
-    "slg_layer", "adapters", "takes", "quality", "image_path", "draw_frame", "first_frame_prompt", "first_frame_seed",
+    "video_guidance_interval", "audio_guidance_interval", "slg_layer", "adapters", "takes", "quality", "image_path",
+    "draw_frame", "first_frame_prompt", "first_frame_seed",
 )  # fmt: skip
 
 
@@ -172,6 +173,8 @@ def _cells(job: Job, file: str) -> dict[str, str]:
         "shift": _number(request.shift),
         "video_guidance_scale": _number(request.video_guidance_scale),
         "audio_guidance_scale": _number(request.audio_guidance_scale),
+        "video_guidance_interval": _interval(request.video_guidance_interval),
+        "audio_guidance_interval": _interval(request.audio_guidance_interval),
         "slg_layer": _number(request.slg_layer),
         "adapters": "; ".join(map(_adapter, request.adapters)),
         "takes": "" if request.takes == 1 else str(request.takes),
@@ -192,6 +195,10 @@ def _frame_cells(request: GenerationRequest) -> dict[str, str]:
 def _text(text: str | None) -> str:
     """A text that may be left open, or be empty on purpose."""
     return "" if text is None else text or EMPTY_TEXT
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else ":".join(map(repr, interval))
 
 
 def _number(number: float | None) -> str:

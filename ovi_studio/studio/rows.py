@@ -18,9 +18,9 @@ from ovi_studio.images import MAX_FILE_BYTES, image_digest, read_image
 from ovi_studio.lint import Severity, lint
 from ovi_studio.prompt import Dialect
 from ovi_studio.request import GenerationRequest
-from ovi_studio.studio.library import check_labels
+from ovi_studio.studio.records import check_labels
 from ovi_studio.studio.table import MAX_BYTES, Fault, Row, header_key, read_records, read_table, shown
-from ovi_studio.variants import get_variant, parse_size
+from ovi_studio.variants import get_variant, parse_interval, parse_size
 
 EMPTY_TEXT = '""'  # a cell that says: nothing, rather than the model's own
 _PROMPT = "text_prompt"
@@ -335,6 +335,8 @@ _COLUMNS: Mapping[str, _Column] = MappingProxyType(
         "guidance": _Column(("video_guidance_scale", "audio_guidance_scale"), _number),
         "video_guidance_scale": _Column(("video_guidance_scale",), _number),
         "audio_guidance_scale": _Column(("audio_guidance_scale",), _number),
+        "video_guidance_interval": _Column(("video_guidance_interval",), parse_interval),
+        "audio_guidance_interval": _Column(("audio_guidance_interval",), parse_interval),
         "slg_layer": _Column(("slg_layer",), _whole),
         "adapters": _Column(("adapters",), _adapters),
         "takes": _Column(("takes",), _whole),

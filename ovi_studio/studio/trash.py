@@ -23,7 +23,8 @@ from ovi_studio.outputs import claim_name
 from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.clips import is_made
 from ovi_studio.studio.job import Job, Status
-from ovi_studio.studio.library import Library, free_name, insert_row
+from ovi_studio.studio.library import Library
+from ovi_studio.studio.records import free_name, insert_row
 
 KEPT_SECONDS = 30 * 86_400.0  # guessed: as systems' own trash bins do
 _OVER: tuple[Status, ...] = ("done", "failed", "cancelled")

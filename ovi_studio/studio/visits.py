@@ -19,7 +19,7 @@ from ovi_studio.studio import trash
 from ovi_studio.studio.batch import newest_batches, take_up
 from ovi_studio.studio.desk import Desk, Snapshot
 from ovi_studio.studio.job import WAITING, Job
-from ovi_studio.studio.library import Filter, Page, Sorting, default_outputs
+from ovi_studio.studio.library import PAGE, Filter, Page, Sorting, default_outputs
 from ovi_studio.studio.rows import BatchRow
 from ovi_studio.studio.trash import Trashed
 from ovi_studio.variants import get_variant
@@ -87,16 +87,19 @@ class Visit:
 
     def job(self, job_id: str) -> Job:
         """A job of theirs."""
-        job = self._library.get(job_id)
+        try:
+            job = self._library.get(job_id)
+        except InvalidInputError as error:  # told in the same words: nobody learns what others have
+            raise _no_job(job_id) from error
         if not self._owns(job):
-            raise InvalidInputError(f"There is no job {job_id!r}.", "Look again at what is there.")
+            raise _no_job(job_id)
         return job
 
     def find(self, wanted: Filter) -> tuple[Job, ...]:
         """All of their jobs of a kind, in the order of the queue."""
         return self._library.find(self._own(wanted))
 
-    def page(self, wanted: Filter, number: int = 0, size: int = 48, sorting: Sorting = "newest") -> Page:
+    def page(self, wanted: Filter, number: int = 0, size: int = PAGE, sorting: Sorting = "newest") -> Page:
         """Some of their jobs, as `Library.page`."""
         return self._library.page(self._own(wanted), number, size, sorting)
 
@@ -348,3 +351,7 @@ class Visit:
             raise InvalidRequestError(
                 "Your clips fill the room that a visitor has here.", "Delete some, and empty the trash."
             )
+
+
+def _no_job(job_id: str) -> InvalidInputError:
+    return InvalidInputError(f"There is no job {job_id!r}.", "Look again at what is there.")

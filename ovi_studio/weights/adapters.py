@@ -1,8 +1,9 @@
-"""Adapters (LoRAs) on the transformer: read from the usual files, put on its towers, live or fused, and taken off.
+"""Adapters (LoRAs) on the transformer: read from the usual files, put on its towers, fused into them, and taken off.
 
     read_adapter(path) → `AdapterWeights`       any style below, under the checkpoint's names
-    put_on(transformer, uses)                   PEFT layers with a strength each, or merged into the weights
-    take_off(transformer)                       live ones
+    put_on(transformer, uses)                   PEFT layers with a strength each
+    fuse(transformer), fused(layer)             what is put on, merged into the weights
+    take_off(transformer)                       what is put on and not fused
 
 Styles, each told by its names:
 
@@ -19,22 +20,23 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
 from diffusers.utils import set_weights_and_activate_adapters
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ovi_studio.errors import WeightsError
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.variants import Modality
 from ovi_studio.weights import convert
 from ovi_studio.weights.catalog import ADAPTER_CONFIG
-from ovi_studio.weights.float8 import has_float8
 from ovi_studio.weights.headers import read_header
 from ovi_studio.weights.inventory import Distillation, distillation_of
 from ovi_studio.weights.pickles import as_safetensors
@@ -81,40 +83,15 @@ class AdapterUse:
     tower: Modality = "both"
 
 
-@dataclass(frozen=True)
-class Adapted:
-    """What came of `put_on`.
-
-    Args:
-        layers: linear layers that an adapter changes.
-        distillation: how to sample now; None for as usual.
-        warnings: what a person should know.
-    """
-
-    layers: int
-    distillation: Distillation | None = None
-    warnings: tuple[str, ...] = field(default=())
-
-
 # --- On and off -------------------------------------------------------------------------------------------
 
 
-def put_on(transformer: OviTransformer, uses: Sequence[AdapterUse], *, fuse: bool = False) -> Adapted:
-    """Puts these adapters on, in place of any live ones.
-
-    Args:
-        transformer: with its weights.
-        uses: adapters; their effects add up.
-        fuse: merge them into the weights: nothing is slower then, and nothing can be taken off.
+def put_on(transformer: OviTransformer, uses: Sequence[AdapterUse]) -> None:
+    """Puts these adapters on, in place of any live ones; their effects add up.
 
     Raises:
-        WeightsError: an adapter does not fit this transformer; or it should be fused into weights kept in float8.
+        WeightsError: an adapter does not fit this transformer.
     """
-    if fuse and has_float8(transformer):
-        raise WeightsError(
-            "Adapters cannot be fused into weights that are kept in float8: most of their effect would be rounded off.",
-            "Put them on live, or load the model in bfloat16.",
-        )
     states = [_state_for(transformer, use) for use in uses]  # all are checked before one is put on
     take_off(transformer)
     names = [f"adapter_{index}" for index in range(len(uses))]
@@ -123,17 +100,70 @@ def put_on(transformer: OviTransformer, uses: Sequence[AdapterUse], *, fuse: boo
     if names:
         set_weights_and_activate_adapters(transformer, names, [use.strength for use in uses])
         transformer.requires_grad_(False)
-    if fuse:
-        transformer.fuse_lora(adapter_names=names)
-        take_off(transformer)
-    layers = {name.rpartition(".lora_")[0] for state in states for name in state}
-    return Adapted(len(layers), _distillation_of(uses), tuple(_warnings(uses)))
+
+
+def fuse(module: nn.Module) -> None:
+    """Merges the adapters on a transformer, or on a part of it, into its weights; see `fused`."""
+    for parent in list(module.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, BaseTunerLayer):
+                setattr(parent, name, fused(layer))
+    if isinstance(module, OviTransformer) and not any(isinstance(part, BaseTunerLayer) for part in module.modules()):
+        take_off(module)
+
+
+def fused(layer: nn.Module) -> nn.Module:
+    """The layer with the adapters on it merged into its weight; nothing can take them off then.
+
+    The weight is replaced, not written to: of one that is mapped from a file no page is kept in memory. Adapters on a
+    weight that is narrow already stay live, as most of their effect would be rounded off.
+
+    Raises:
+        WeightsError: an adapter makes the weight infinite.
+    """
+    if not isinstance(layer, BaseTunerLayer):
+        return layer
+    base = layer.get_base_layer()
+    if type(base) is not nn.Linear or is_traceable_wrapper_subclass(base.weight):
+        return layer
+    try:
+        layer.merge(safe_merge=True)
+    except ValueError as error:
+        raise WeightsError("An adapter holds numbers that are not finite.", "Copy or download it again.") from error
+    return base
 
 
 def take_off(transformer: OviTransformer) -> None:
     """Takes all live adapters off; fused ones stay."""
     if getattr(transformer, "peft_config", None):
         transformer.unload_lora()
+
+
+def sampling_of(uses: Sequence[AdapterUse]) -> Distillation | None:
+    """How to sample with these adapters; None for as usual.
+
+    Raises:
+        WeightsError: they want it in different ways.
+    """
+    found = {use.weights.distillation: use.weights.path for use in uses if use.weights.distillation}
+    if len(found) > 1:
+        raise WeightsError(
+            f"{' and '.join(map(str, found.values()))} want to be sampled in different ways.",
+            "Use one step-distilled adapter at a time.",
+        )
+    return next(iter(found), None)
+
+
+def remarks_on(uses: Sequence[AdapterUse]) -> tuple[str, ...]:
+    """What a person should know of these adapters, in sentences."""
+    remarks = [note for use in uses for note in use.weights.notes]
+    for use in uses:
+        distilled = use.weights.distillation
+        if distilled:
+            remarks.append(f"{use.weights.path.name} asks for {distilled.num_inference_steps} steps in one pass.")
+        if distilled and "audio" not in use.weights.towers:
+            remarks.append("The audio tower was not distilled with it: with so few steps the sound may be poor.")
+    return tuple(remarks)
 
 
 def _state_for(transformer: OviTransformer, use: AdapterUse) -> State:
@@ -185,28 +215,6 @@ def _linear(transformer: OviTransformer, name: str) -> nn.Linear:
     if not isinstance(layer, nn.Linear):
         raise WeightsError(f"The transformer's {name!r} is no linear layer.", _REMEDY)
     return layer
-
-
-def _distillation_of(uses: Sequence[AdapterUse]) -> Distillation | None:
-    found = {use.weights.distillation: use.weights.path for use in uses if use.weights.distillation}
-    if len(found) > 1:
-        raise WeightsError(
-            f"{' and '.join(map(str, found.values()))} want to be sampled in different ways.",
-            "Use one step-distilled adapter at a time.",
-        )
-    return next(iter(found), None)
-
-
-def _warnings(uses: Sequence[AdapterUse]) -> list[str]:
-    warnings = [note for use in uses for note in use.weights.notes]
-    for use in uses:
-        distilled = use.weights.distillation
-        if distilled and "audio" not in use.weights.towers:
-            warnings.append(
-                f"{use.weights.path.name} was distilled to {distilled.num_inference_steps} steps for the video tower. "
-                "The audio tower was not: with so few steps the sound may be poor."
-            )
-    return warnings
 
 
 # --- Reading ----------------------------------------------------------------------------------------------

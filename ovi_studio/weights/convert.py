@@ -40,11 +40,6 @@ def fusion_key(key: str) -> str:
     return _FUSION.ours(key)
 
 
-def fusion_checkpoint_key(key: str) -> str:
-    """The inverse of `fusion_key`."""
-    return _FUSION.theirs(key)
-
-
 def fusion_from_checkpoint(state: StateDict) -> dict[str, Tensor]:
     """`model*.safetensors` → `OviTransformer`."""
     return {_FUSION.ours(key): tensor for key, tensor in state.items()}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ovi_studio.errors import EngineError
@@ -236,28 +237,48 @@ def test_widening_loses_nothing() -> None:
     assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
 
 
+def with_adapter() -> OviPipeline:
+    """Nano with a random LoRA, in bf16."""
+    pipeline = load_nano()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, target_modules=["q", "ffn.0", "time_projection.1"], init_lora_weights=False)
+        pipeline.transformer.add_adapter(config)
+    pipeline.transformer.to(torch.bfloat16)
+    return pipeline
+
+
 @torch.no_grad()
-def test_adapters_stay_as_they_are(tmp_path: Path) -> None:
-    """A LoRA is cast with its component; only the layer under it is quantized, and both are streamed."""
-    need("int8")
+def test_adapters_stay_live_on_weights_that_are_not_narrowed(tmp_path: Path) -> None:
     found = []
     for place in ("resident", "streamed"):
-        pipeline = load_nano()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            config = LoraConfig(r=4, target_modules=["q", "ffn.0"], init_lora_weights=False)
-            pipeline.transformer.add_adapter(config)
-        component: Any = ComponentPlan("int8", *PLACES[place][:2])
-        plan = plan_of(transformer=component)
+        pipeline = with_adapter()
+        plan = plan_of(transformer=ComponentPlan("bf16", *PLACES[place][:2]))
         with AppliedPlan(pipeline, plan, tmp_path) as placed, placed.stage("denoise"):
             found.append(velocities(pipeline))
-        adapter: Any = pipeline.transformer.get_submodule("blocks.0.video.self_attn.q")
-        assert (
-            adapter.lora_A["default_0" if "default_0" in adapter.lora_A else "default"].weight.dtype == torch.bfloat16
-        )
-        assert any(plain.dtype == torch.int8 for plain in plain_tensors(adapter.base_layer.weight))
+        assert isinstance(pipeline.transformer.get_submodule("blocks.0.video.self_attn.q"), BaseTunerLayer)
     for streamed, resident in zip(*found, strict=True):
         assert torch.equal(streamed, resident)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["resident", "staged", "streamed"])
+def test_adapters_are_fused_into_weights_that_are_narrowed(place: str, tmp_path: Path) -> None:
+    """The numbers are those of weights that were merged by hand before, and nothing of the adapter is left."""
+    need("int8")
+    pipelines = [with_adapter(), with_adapter()]
+    pipelines[1].transformer.fuse_lora()
+    pipelines[1].transformer.unload_lora()
+    found = []
+    for pipeline in pipelines:
+        plan = plan_of(transformer=ComponentPlan("int8", *PLACES[place][:2]))
+        with AppliedPlan(pipeline, plan, tmp_path) as placed, placed.stage("denoise"):
+            found.append(velocities(pipeline))
+    for ours, by_hand in zip(*found, strict=True):
+        assert torch.equal(ours, by_hand)
+    one, other = (dict(pipeline.transformer.named_modules()) for pipeline in pipelines)
+    assert {name: type(part) for name, part in one.items()} == {name: type(part) for name, part in other.items()}
+    assert not getattr(pipelines[0].transformer, "peft_config", None)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ REQUESTS: list[dict[str, Any]] = [
     {},
     {"variant": "960x960_5s", "aspect": "16:9", "num_inference_steps": 30, "solver": "dpm++", "shift": 3.7},
     {"variant": "720x720_5s", "size": (704, 1280), "snap": False, "quality": "fast", "slg_layer": 0},
+    {"video_guidance_interval": (0.1, 1e-05 + 0.7), "audio_guidance_interval": (0.0, 1e-05)},
     {"video_guidance_scale": 1.1, "audio_guidance_scale": 7.25, "modality": "video"},
     {"video_negative_prompt": "", "audio_negative_prompt": 'hiss; "loud", \'=1'},
     {"modality": "audio", "adapters": (Adapter(id="me/voice", strength=-0.3, tower="audio"), Adapter(id="b"))},

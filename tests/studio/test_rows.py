@@ -100,7 +100,8 @@ def test_every_field_has_a_column() -> None:
         "Modality": "VIDEO", "size": "704x1280", "snap": "no", "seed": "7.0", "steps": "12", "solver": "Euler",
         "shift": "3,5", "guidance": "2", "audio_guidance_scale": "1.5", "slg_layer": "0", "takes": "3",
         "quality": "fast", "adapters": "me/lora:0.5:video; other", "name": "My dog", "tags": "pets; loud",
-        "first_frame_prompt": "a dog, painted", "first_frame_seed": "9",
+        "first_frame_prompt": "a dog, painted", "first_frame_seed": "9", "video_guidance_interval": "0.1:0.8",
+        "audio guidance interval": "0:1",
     }  # fmt: skip
     header, row = ("\t".join(part) for part in (cells, cells.values()))
     (made,) = check(f"{header}\n{row}\n").rows
@@ -115,6 +116,7 @@ def test_every_field_has_a_column() -> None:
     )
     assert (request.seed, request.num_inference_steps, request.solver, request.shift) == (7, 12, "euler", 3.5)
     assert (request.video_guidance_scale, request.audio_guidance_scale, request.slg_layer) == (2, 1.5, 0)
+    assert (request.video_guidance_interval, request.audio_guidance_interval) == ((0.1, 0.8), (0, 1))
     assert (request.takes, request.quality) == (3, "fast")
     assert [(a.id, a.strength, a.tower) for a in request.adapters] == [("me/lora", 0.5, "video"), ("other", 1, "both")]
     assert request.first_frame == GeneratedFrame(prompt="a dog, painted", seed=9)

@@ -1,5 +1,6 @@
 """Visits: what belongs to somebody else does not exist."""
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from ovi_studio.errors import InvalidInputError, InvalidRequestError, MediaError, StoreError
 from ovi_studio.request import GenerationRequest
-from ovi_studio.studio.desk import Desk
+from ovi_studio.studio.desk import Desk, Snapshot
 from ovi_studio.studio.forecast import Forecast
 from ovi_studio.studio.job import Job, Order
 from ovi_studio.studio.library import Filter
@@ -21,7 +22,7 @@ ADA, BOB = Person("visitor:ada", "Ada"), Person("visitor:bob", "Bob")
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
     """Nothing is made at it: what is queued waits."""
     monkeypatch.setenv("OVI_STUDIO_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(Desk, "_serve", lambda _desk: None)
+    monkeypatch.setattr(Desk, "_serve", lambda *_: None)
     with Desk(tmp_path / "library.db", tmp_path / "clips", FakeEngine) as desk:
         yield desk
 
@@ -163,3 +164,21 @@ def test_a_plan_that_cannot_be_is_no_time(desk: Desk, add: Callable[..., Job]) -
     one = add()
     assert Forecast(desk.library, plan).places(desk.snapshot())[one.id].seconds is None
     assert len(desk.library.find(Filter(("queued",)))) == 1
+
+
+def test_a_change_during_a_look_is_in_the_next_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    look, looks = desk._look, []
+    change = threading.Thread(target=desk.forget_snapshot)
+
+    def slow_look() -> Snapshot:
+        looks.append(look())
+        if len(looks) == 1:
+            change.start()
+            change.join(0.05)
+        return looks[-1]
+
+    monkeypatch.setattr(desk, "_look", slow_look)
+    desk.snapshot()
+    change.join()
+    desk.snapshot()
+    assert len(looks) == 2

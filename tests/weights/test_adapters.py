@@ -5,13 +5,14 @@ import json
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from ovi_studio.errors import WeightsError
 from ovi_studio.model import components
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.weights import convert
-from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter, take_off
+from ovi_studio.weights.adapters import AdapterUse, fuse, put_on, read_adapter, remarks_on, sampling_of, take_off
 from ovi_studio.weights.inventory import DISTILLATION_KEY, Distillation
 from ovi_studio.weights.load import Destination, load_component
 from tests.weights import toy
@@ -180,21 +181,23 @@ def assert_same(model: OviTransformer, expected: OviTransformer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tower", "fuse"), [("video", False), ("audio", False), ("both", False), ("both", True), ("audio", True)]
+    ("tower", "fused"), [("video", False), ("audio", False), ("both", False), ("both", True), ("audio", True)]
 )
 @pytest.mark.parametrize("style", STYLES)
-def test_every_style_on_every_tower_equals_the_product_merged_by_hand(style, tower, fuse, base, tmp_path):
+def test_every_style_on_every_tower_equals_the_product_merged_by_hand(style, tower, fused, base, tmp_path):
     made = matrices(base, (*BLOCK_LAYERS, "time_projection.1"))
     path, factor = write_style(style, made, tmp_path)
     towers = ("video", "audio") if tower == "both" else (tower,)
     expected = merged_by_hand(base, towers, made, 0.7 * factor)
     model = copy.deepcopy(base)
-    adapted = put_on(model, [AdapterUse(read_adapter(path), 0.7, tower)], fuse=fuse)
-    assert adapted.layers == len(made) * len(towers)
+    put_on(model, [AdapterUse(read_adapter(path), 0.7, tower)])
+    assert sum(isinstance(part, BaseTunerLayer) for part in model.modules()) == len(made) * len(towers)
+    if fused:
+        fuse(model)
     assert_same(model, expected)
     before, after = outputs(base), outputs(model)
     assert not torch.allclose(before[0], after[0], atol=1e-3) or not torch.allclose(before[1], after[1], atol=1e-3)
-    if fuse:
+    if fused:
         assert model.state_dict().keys() == base.state_dict().keys()
         for name, tensor in expected.state_dict().items():
             torch.testing.assert_close(model.state_dict()[name], tensor, **TOLERANCE)
@@ -217,10 +220,11 @@ def test_layers_outside_the_blocks_and_biases_are_taken(base, tmp_path):
     biases = {layer: torch.linspace(-1, 1, size) for layer, size in sizes.items()}
     state |= {f"diffusion_model.{layer}.diff_b": bias for layer, bias in biases.items()}
     path = toy.save(state, tmp_path / "lora.safetensors")
-    for fuse in (False, True):
-        model = copy.deepcopy(base)
-        put_on(model, [AdapterUse(read_adapter(path))], fuse=fuse)
-        assert_same(model, merged_by_hand(base, ("video", "audio"), made, 1.0, biases))
+    model, expected = copy.deepcopy(base), merged_by_hand(base, ("video", "audio"), made, 1.0, biases)
+    put_on(model, [AdapterUse(read_adapter(path))])
+    assert_same(model, expected)
+    fuse(model)
+    assert_same(model, expected)
 
 
 @pytest.mark.parametrize("style", ["comfyui", "kohya", "peft", "ours"])
@@ -246,16 +250,45 @@ def test_a_lora_trained_on_ovi_stays_on_the_towers_that_it_names(style, base, tm
     assert_same(model, merged_by_hand(base, ["audio"], audio, factor))
 
 
-@pytest.mark.parametrize("fuse", [False, True], ids=["live", "fused"])
-def test_several_adapters_add_up_each_with_its_strength_and_tower(fuse, base, tmp_path):
+def test_several_adapters_add_up_each_with_its_strength_and_tower(base, tmp_path):
     first, second = matrices(base, BLOCK_LAYERS, seed=1), matrices(base, BLOCK_LAYERS[3:9], seed=2)
     one = read_adapter(toy.save(comfy(first), tmp_path / "a.safetensors"))
     two = read_adapter(toy.save(dotted(second, "transformer.", diffusers_name), tmp_path / "b.safetensors"))
     expected = merged_by_hand(base, ["video"], first, 0.5 * ALPHA / RANK)
     expected = merged_by_hand(expected, ["video", "audio"], second, -1.5)
     model = copy.deepcopy(base)
-    put_on(model, [AdapterUse(one, 0.5, "video"), AdapterUse(two, -1.5)], fuse=fuse)
+    put_on(model, [AdapterUse(one, 0.5, "video"), AdapterUse(two, -1.5)])
     assert_same(model, expected)
+    fuse(model)
+    assert_same(model, expected)
+
+
+def test_a_block_is_fused_by_itself_and_its_weights_are_replaced(base, tmp_path):
+    """The tensors that were there, which may be mapped from a file, are not written to."""
+    made = matrices(base, BLOCK_LAYERS)
+    model = copy.deepcopy(base)
+    put_on(model, [AdapterUse(read_adapter(toy.save(comfy(made), tmp_path / "a.safetensors")))])
+    before = {name: tensor for name, tensor in model.named_parameters() if name.endswith("base_layer.weight")}
+    kept = {name: tensor.clone() for name, tensor in before.items()}
+    storage = {name: tensor.data_ptr() for name, tensor in before.items()}
+    memory = [tensor.data for tensor in before.values()]
+    fuse(model.blocks[0])
+    assert not any(isinstance(part, BaseTunerLayer) for part in model.blocks[0].modules())
+    assert any(isinstance(part, BaseTunerLayer) for part in model.blocks[1].modules())
+    assert all(torch.equal(tensor, kept[name]) for tensor, name in zip(memory, before, strict=True))
+    fused = model.get_submodule(ours("video", "blocks.0.self_attn.q")).weight
+    assert fused.data_ptr() not in storage.values()
+    fuse(model)
+    assert model.state_dict().keys() == base.state_dict().keys()
+    assert_same(model, merged_by_hand(base, ("video", "audio"), made, ALPHA / RANK))
+
+
+def test_an_adapter_that_is_not_finite_is_an_error(base, tmp_path):
+    made = {layer: (down, up * float("inf")) for layer, (down, up) in matrices(base, BLOCK_LAYERS[:1]).items()}
+    model = copy.deepcopy(base)
+    put_on(model, [AdapterUse(read_adapter(toy.save(comfy(made), tmp_path / "a.safetensors")))])
+    with pytest.raises(WeightsError, match="not finite"):
+        fuse(model)
 
 
 def test_live_adapters_come_off_without_a_trace_and_are_replaced(base, tmp_path):
@@ -279,9 +312,10 @@ def test_adapters_are_live_on_float8_weights_and_not_fused(tmp_path):
     wide.load_state_dict(convert.fusion_from_checkpoint(meant))
     made = matrices(wide, BLOCK_LAYERS)
     weights = read_adapter(toy.save(comfy(made), tmp_path / "a.safetensors"))
-    with pytest.raises(WeightsError, match="float8"):
-        put_on(model, [AdapterUse(weights)], fuse=True)
     put_on(model, [AdapterUse(weights)])
+    live = sum(isinstance(part, BaseTunerLayer) for part in model.modules())
+    fuse(model)
+    assert sum(isinstance(part, BaseTunerLayer) for part in model.modules()) == live > 0
     assert_same(model, merged_by_hand(wide, ("video", "audio"), made, ALPHA / RANK))
 
 
@@ -291,9 +325,10 @@ def test_adapters_are_live_on_float8_weights_and_not_fused(tmp_path):
 def test_a_distilled_adapter_brings_its_sampling_and_warns_of_the_sound(base, tmp_path):
     metadata = {DISTILLATION_KEY: json.dumps({"num_inference_steps": 6, "shift": 7.5})}
     weights = read_adapter(toy.save(comfy(matrices(base, BLOCK_LAYERS)), tmp_path / "x.safetensors", metadata))
-    adapted = put_on(copy.deepcopy(base), [AdapterUse(weights, tower="video")])
-    assert adapted.distillation == Distillation(6, 7.5, 1.0)
-    assert "audio tower was not" in adapted.warnings[0]
+    assert sampling_of([AdapterUse(weights, tower="video")]) == Distillation(6, 7.5, 1.0)
+    remarks = " ".join(remarks_on([AdapterUse(weights, tower="video")]))
+    assert "x.safetensors asks for 6 steps" in remarks
+    assert "audio tower was not" in remarks
 
 
 def test_a_known_distilled_adapter_needs_no_metadata(base, tmp_path):
@@ -304,9 +339,8 @@ def test_a_known_distilled_adapter_needs_no_metadata(base, tmp_path):
 
 def test_usual_adapters_leave_the_sampling_alone(base, tmp_path):
     weights = read_adapter(toy.save(comfy(matrices(base, BLOCK_LAYERS)), tmp_path / "x.safetensors"))
-    adapted = put_on(copy.deepcopy(base), [AdapterUse(weights)])
-    assert adapted.distillation is None
-    assert adapted.warnings == ()
+    assert sampling_of([AdapterUse(weights)]) is None
+    assert remarks_on([AdapterUse(weights)]) == ()
 
 
 def test_two_ways_of_sampling_exclude_each_other(base, tmp_path):
@@ -316,7 +350,7 @@ def test_two_ways_of_sampling_exclude_each_other(base, tmp_path):
         path = tmp_path / f"{steps}.safetensors"
         uses.append(AdapterUse(read_adapter(toy.save(comfy(matrices(base, BLOCK_LAYERS)), path, metadata))))
     with pytest.raises(WeightsError, match="different ways"):
-        put_on(copy.deepcopy(base), uses)
+        sampling_of(uses)
 
 
 # --- What does not fit
@@ -327,8 +361,8 @@ def test_what_cannot_be_taken_is_noted_and_zeros_are_not(base, tmp_path):
     state["diffusion_model.blocks.0.self_attn.norm_q.diff"] = torch.zeros(32)
     state["diffusion_model.patch_embedding.diff"] = torch.ones(32)
     weights = read_adapter(toy.save(state, tmp_path / "x.safetensors"))
-    assert len(weights.notes) == 1
-    assert "whole weights" in weights.notes[0]
+    (remark,) = remarks_on([AdapterUse(weights)])
+    assert "whole weights" in remark
 
 
 @pytest.mark.parametrize(
