@@ -9,11 +9,11 @@ import os
 from collections.abc import Sequence
 
 from ovi_studio import __version__
-from ovi_studio.cli import batch, doctor, frame, generate, library, lint, models, page, plan
+from ovi_studio.cli import attention, batch, bench, doctor, frame, generate, library, lint, models, page, plan
 from ovi_studio.cli.console import Parser, say
 from ovi_studio.errors import CancelledError, OviStudioError
 
-COMMANDS = (page, generate, batch, frame, plan, lint, library, models, doctor)
+COMMANDS = (page, generate, batch, frame, plan, bench, lint, attention, library, models, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

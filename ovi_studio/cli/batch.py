@@ -2,17 +2,21 @@
 
 import argparse
 import contextlib
+import threading
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ovi_studio.cli import generate
 from ovi_studio.cli.console import TerminalLine, minutes, print_line, say
+from ovi_studio.cli.plan import add_gpus, preferences_of
 from ovi_studio.errors import InvalidInputError, MediaError
 from ovi_studio.variants import VARIANTS, get_variant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from ovi_studio.engine import Engine
     from ovi_studio.events import CancelToken, Event
     from ovi_studio.studio.batch import Batch
     from ovi_studio.studio.job import Job
@@ -39,7 +43,14 @@ def add_parser(commands: Any) -> None:
     add("--takes", type=int, metavar="N", help="for rows that name no number of takes (default: 1)")
     add("--resume", action="store_true", help="only go on: refuse a folder in which this was never begun")
     add("--keep-going", action="store_true", help="after a clip that failed, make the others all the same")
+    add(
+        "--cluster",
+        metavar="ADDRESS",
+        help="spread the rows over a Ray cluster: auto (the one of this machine, or a new one), or ray://HOST:10001",
+    )
+    add("--cluster-gpus", type=int, default=1, metavar="N", help="cards that a clip has on a node (default: 1)")
     add("--library", type=Path, metavar="FILE", help="the library to use (default: the one of this user)")
+    add_gpus(parser)
     parser.set_defaults(run=run)
 
 
@@ -120,14 +131,51 @@ def _fault_table(faults: "Sequence[Fault]") -> list[str]:
 
 
 def _make(library: "Library", batch: "Batch", arguments: argparse.Namespace, stop: "CancelToken") -> None:
-    from ovi_studio.studio.batch import run_batch  # noqa: PLC0415
+    from ovi_studio.studio.batch import run_batch_together  # noqa: PLC0415
     from ovi_studio.studio.runner import Runner, work_folder  # noqa: PLC0415
 
-    display = _Display(batch, batch.jobs(library))
-    with work_folder(arguments.output) as work, contextlib.closing(generate.make_engine(work)) as engine:
-        runner = Runner(library, engine, work, batch=batch.name, listen=display.show)
-        run_batch(library, runner, batch, stop, keep_going=arguments.keep_going, tell=display.finish)
+    with work_folder(arguments.output) as work, _engine(work, batch, arguments) as (engine, at_once):
+        display = _Display(batch, batch.jobs(library), at_once)
+        runners = [Runner(library, engine, work, batch=batch.name, listen=display.show) for _ in range(at_once)]
+        run_batch_together(library, runners, batch, stop, keep_going=arguments.keep_going, tell=display.finish)
     display.end()
+
+
+@contextlib.contextmanager
+def _engine(work: Path, batch: "Batch", arguments: argparse.Namespace) -> "Iterator[tuple[Engine, int]]":
+    """What makes the clips, and how many at once."""
+    from ovi_studio.engine import slots  # noqa: PLC0415
+
+    if arguments.cluster is None:
+        with contextlib.closing(_engine_here(work, arguments)) as engine:
+            yield engine, slots(engine)
+        return
+
+    from ovi_studio.engine.node import Needs, node_engine  # noqa: PLC0415
+    from ovi_studio.engine.ray_session import connected  # noqa: PLC0415
+    from ovi_studio.folders import app_folders  # noqa: PLC0415
+
+    if arguments.gpus is not None:
+        raise InvalidInputError("--gpus names cards of this machine.", "With --cluster, give --cluster-gpus N.")
+    needs = Needs.of(clip.row.request for clip in batch.clips)
+    with connected(arguments.cluster):
+        from ovi_studio.engine.cluster import ClusterEngine  # noqa: PLC0415
+
+        make = partial(node_engine, needs=needs, shared=app_folders().weights.absolute())
+        with contextlib.closing(ClusterEngine(work, make, arguments.cluster_gpus)) as cluster:
+            say(f"clips at once on the cluster: {cluster.slots}")
+            yield cluster, cluster.slots
+
+
+def _engine_here(work: Path, arguments: argparse.Namespace) -> "Engine":
+    """This machine's: every card makes clips of its own where as many are missing, see `engine/pool.py`."""
+    from ovi_studio.engine.pool import machine_engine, usable_cards  # noqa: PLC0415
+    from ovi_studio.runtime.hardware import probe  # noqa: PLC0415
+
+    preferences = preferences_of((), arguments.gpus)
+    if len(usable_cards(probe(), preferences)) > 1:
+        return machine_engine(work, preferences)
+    return generate.make_engine(work, preferences)
 
 
 def _tell(batch: "Batch", jobs: "Sequence[Job]", results: Path) -> int:
@@ -141,44 +189,48 @@ def _tell(batch: "Batch", jobs: "Sequence[Job]", results: Path) -> int:
 
 
 class _Display:
-    """On a terminal a line that follows the run; the path of every clip on stdout."""
+    """On a terminal a line that follows the run that told last; the path of every clip on stdout."""
 
     BAR = 24  # characters
 
-    def __init__(self, batch: "Batch", jobs: "Sequence[Job]") -> None:
+    def __init__(self, batch: "Batch", jobs: "Sequence[Job]", at_once: int) -> None:
         self._rows = {clip.job_id: clip.row.number for clip in batch.clips}
         self._total = len(jobs)
+        self._at_once = at_once
         self._over = sum(job.status == "done" for job in jobs)
         self._seconds: list[float] = []  # of the clips made in this run
-        self._stage = ""
+        self._stages: dict[str, str] = {}  # of the jobs under way
         self._line = TerminalLine()
+        self._showing = threading.Lock()
 
     def show(self, job: "Job", event: "Event") -> None:
         """An event of a run."""
         from ovi_studio.events import StageStarted, StepDone  # noqa: PLC0415
 
-        place = f"clip {self._over + 1} of {self._total}, row {self._rows.get(job.id, '?')}"
-        match event:
-            case StageStarted(stage):
-                self._stage = stage
-                self._line.write(f"{place}: {stage}{self._all_left(None)}")
-            case StepDone(step, steps, seconds_left):
-                bar = "#" * (self.BAR * step // steps)
-                left = "" if seconds_left is None else f", {minutes(seconds_left)} left"
-                text = f"{place}: {self._stage} [{bar:<{self.BAR}}] {step}/{steps}{left}"
-                self._line.write(text + self._all_left(seconds_left))
+        with self._showing:
+            place = f"clip {self._over + 1} of {self._total}, row {self._rows.get(job.id, '?')}"
+            match event:
+                case StageStarted(stage):
+                    self._stages[job.id] = stage
+                    self._line.write(f"{place}: {stage}{self._all_left(None)}")
+                case StepDone(step, steps, seconds_left):
+                    bar = "#" * (self.BAR * step // steps)
+                    left = "" if seconds_left is None else f", {minutes(seconds_left)} left"
+                    text = f"{place}: {self._stages.get(job.id, '')} [{bar:<{self.BAR}}] {step}/{steps}{left}"
+                    self._line.write(text + self._all_left(seconds_left))
 
     def finish(self, job: "Job") -> None:
         """A job is over."""
-        self._line.write("")
-        place = f"row {self._rows.get(job.id, '?')}"
-        if job.status == "done":
-            self._over += 1
-            self._seconds.append(job.seconds or 0.0)
-            say(f"{place}: {self._over} of {self._total} done, {job.seconds or 0.0:.1f} s")
-            print_line(job.output)
-        else:
-            say(f"{place}: {job.status}. {job.reason}")
+        with self._showing:
+            self._line.write("")
+            place = f"row {self._rows.get(job.id, '?')}"
+            if job.status == "done":
+                self._over += 1
+                self._seconds.append(job.seconds or 0.0)
+                say(f"{place}: {self._over} of {self._total} done, {job.seconds or 0.0:.1f} s")
+                print_line(job.output)
+            else:
+                say(f"{place}: {job.status}. {job.reason}")
 
     def end(self) -> None:
         """Nothing more will come."""
@@ -189,5 +241,5 @@ class _Display:
         if not self._seconds:
             return ""
         mean = sum(self._seconds) / len(self._seconds)
-        to_come = self._total - self._over - 1
+        to_come = (self._total - self._over - 1) / self._at_once
         return f"; all {minutes((mean if seconds_left is None else seconds_left) + mean * to_come)}"

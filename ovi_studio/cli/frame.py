@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     if "size" in fields:
         fields["size"] = tuple(parse_size(fields["size"]))
     request = GenerationRequest.create(first_frame={"kind": "generated"}, **fields).with_real_seed()
-    preferences = preferences_of(arguments.preferences)
+    preferences = preferences_of(arguments.preferences, arguments.gpus)
     output = _output(arguments.output, request.prompt, force=arguments.force)
     display = generate.make_display(1, json_lines=arguments.json)
     with (

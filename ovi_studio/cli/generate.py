@@ -14,7 +14,7 @@ from ovi_studio.cli.console import TerminalLine, minutes, print_line, read_promp
 from ovi_studio.cli.lint import findings_of, position_of
 from ovi_studio.cli.plan import add_preferences, preferences_of
 from ovi_studio.errors import CancelledError, EngineError, InvalidRequestError, PromptError
-from ovi_studio.variants import VARIANTS, Modality, Solver, get_variant, parse_size
+from ovi_studio.variants import VARIANTS, Modality, Solver, get_variant, parse_interval, parse_size
 
 if TYPE_CHECKING:
     from ovi_studio.engine import Engine
@@ -50,6 +50,8 @@ def add_parser(commands: Any) -> None:
     add("--shift", type=float, metavar="X", help="of the noise schedule: more is more steps on the outline")
     add("--video-guidance-scale", type=float, metavar="X", help="1 is none")
     add("--audio-guidance-scale", type=float, metavar="X", help="1 is none")
+    add("--video-guidance-interval", metavar="A:B", help="guide the picture in this part of the run, such as 0:0.8")
+    add("--audio-guidance-interval", metavar="A:B", help="the same for the sound; outside of both a step costs half")
     add("--slg-layer", type=int, metavar="N", help="block to skip in the negative pass; 0 skips none")
     add("--video-negative-prompt", metavar="TEXT", help="what not to see")
     add("--audio-negative-prompt", metavar="TEXT", help="what not to hear")
@@ -62,14 +64,27 @@ def add_parser(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Makes every take of the request."""
+    """Makes every take of the request. Among processes that `torchrun` started, the first does, and the others help."""
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return _run(arguments)
+
+    from ovi_studio.engine.crew import leading_torchrun, serve_torchrun, torchrun_rank  # noqa: PLC0415
+
+    if torchrun_rank():
+        serve_torchrun()
+        return 0
+    with leading_torchrun():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from ovi_studio.events import Finished  # noqa: PLC0415
     from ovi_studio.outputs import folder_beside, output_paths, take_name  # noqa: PLC0415
 
     # 1. what is wanted, and whether it can be
     request = _request(arguments)
     _check_prompt(request)
-    preferences = preferences_of(arguments.preferences)
+    preferences = preferences_of(arguments.preferences, arguments.gpus)
     # 2. where it goes
     outputs = output_paths(arguments.output, request.prompt, request.takes, force=arguments.force)
     # 3. make each take; a clip gets its name when it is whole
@@ -101,10 +116,13 @@ def _request(arguments: argparse.Namespace) -> "GenerationRequest":
         fields["prompt"] = read_prompt(fields["prompt"])
     if "size" in fields:
         fields["size"] = tuple(parse_size(fields["size"]))
+    for name in ("video_guidance_interval", "audio_guidance_interval"):
+        if name in fields:
+            fields[name] = parse_interval(fields[name])
     if (frame := _first_frame(arguments)) is not None:
         fields["first_frame"] = frame
     if arguments.source is not None:
-        return _remake(arguments.source, fields)
+        return remake(arguments.source, fields)
     if "prompt" not in fields:
         raise InvalidRequestError("There is no prompt.", "Give one, or - to read it from standard input.")
     return GenerationRequest.create(**fields)
@@ -118,10 +136,10 @@ def _first_frame(arguments: argparse.Namespace) -> dict[str, Any] | None:
         raise InvalidRequestError("A first frame is given, and to be drawn too.", "Leave out one of the two.")
     if drawn:
         return {"kind": "generated", "prompt": prompt, "seed": seed}
-    return None if arguments.image is None else _image_frame(arguments.image)
+    return None if arguments.image is None else image_frame(arguments.image)
 
 
-def _image_frame(path: str) -> dict[str, Any]:
+def image_frame(path: str) -> dict[str, Any]:
     """The first frame in a file, once it is known that it can be read as one."""
     from ovi_studio.images import image_digest, read_image  # noqa: PLC0415
 
@@ -129,7 +147,7 @@ def _image_frame(path: str) -> dict[str, Any]:
     return {"kind": "image", "path": str(Path(path).absolute()), "name": Path(path).name, "sha256": image_digest(path)}
 
 
-def _remake(source: str, changes: dict[str, Any]) -> "GenerationRequest":
+def remake(source: str, changes: dict[str, Any]) -> "GenerationRequest":
     """The request inside the clip `source`, with the options that were given changed."""
     from ovi_studio.media import read_metadata  # noqa: PLC0415
     from ovi_studio.request import GenerationRequest, ImageFrame  # noqa: PLC0415

@@ -5,6 +5,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ovi_studio.cli.console import say
+from ovi_studio.cli.plan import add_gpus, preferences_of
 from ovi_studio.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--no-password", action="store_true", help="let everybody in who can reach the page")
     add("--mcp", action="store_true", help="offer the page's endpoints as tools (MCP); on this machine only")
     add("--no-browser", action="store_true", help="print the address only")
+    add_gpus(parser)
     add("--simulate", metavar="MACHINE", help="show plans for another machine, such as 1x24GB@8.9,ram=64")
 
 
@@ -53,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         open_browser=not arguments.no_browser,
         mcp=arguments.mcp,
         simulate=arguments.simulate,
+        preferences=preferences_of((), arguments.gpus),
     )
     serve(settings, say)
     return 0

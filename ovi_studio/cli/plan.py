@@ -48,6 +48,12 @@ def add_preferences(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="force a part of the plan, such as transformer_precision=int8 or gpu_limit_bytes=12GB; repeatable",
     )
+    add_gpus(parser)
+
+
+def add_gpus(parser: argparse.ArgumentParser) -> None:
+    """Declares `--gpus`."""
+    parser.add_argument("--gpus", metavar="N,N", help="cards that may be used, by their numbers (default: all)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -72,15 +78,15 @@ def run(arguments: argparse.Namespace) -> int:
     ).resolved()
     hardware = simulate(arguments.simulate) if arguments.simulate is not None else probe()
     rates = None if arguments.simulate else Calibration(app_folders().cache / "calibration.json").rates(hardware)
-    preferences = preferences_of(arguments.preferences)
+    preferences = preferences_of(arguments.preferences, arguments.gpus)
     found = plan(request, get_variant(request.variant), hardware, preferences, rates)
     for line in [json.dumps(found.to_json())] if arguments.json else found.explain():
         print_line(line)
     return 0
 
 
-def preferences_of(pairs: Iterable[str]) -> "Preferences":
-    """`PART=VALUE` pairs as preferences.
+def preferences_of(pairs: Iterable[str], gpus: str | None = None) -> "Preferences":
+    """`PART=VALUE` pairs, and the cards that may be used, as preferences.
 
     Raises:
         InvalidInputError: a part or a value is unknown; the message lists the parts.
@@ -91,6 +97,10 @@ def preferences_of(pairs: Iterable[str]) -> "Preferences":
 
     parts = [field.name for field in dataclasses.fields(Preferences)]
     values: dict[str, object] = {}
+    if gpus is not None:
+        if not re.fullmatch(r"\d{1,3}(,\d{1,3})*", gpus):
+            raise InvalidInputError(f"Cards cannot be {gpus[:40]!r}.", "Give their numbers, such as --gpus 0,1.")
+        values["gpus"] = tuple(sorted({int(number) for number in gpus.split(",")}))
     for pair in pairs:
         name, _, value = pair.partition("=")
         if name not in parts:

@@ -38,3 +38,8 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Lets go of the model and its memory."""
+
+
+def slots(engine: Engine) -> int:
+    """How many clips an engine can make at once, each asked for from a thread of its own."""
+    return int(getattr(engine, "slots", 1))

@@ -218,7 +218,7 @@ class _Worker:
             except EOFError:
                 wanted = not (cancel.cancelled or self._unwanted)
                 exit_code = self.end()
-                yield Failed.from_error(_death(exit_code)) if wanted else Cancelled()
+                yield Failed.from_error(death(exit_code)) if wanted else Cancelled()
                 return
             if isinstance(event, _Broken):
                 self.end()
@@ -273,20 +273,20 @@ class _Worker:
         return None
 
 
-def _death(exit_code: int | None) -> EngineError:
-    """What became of a worker that ended unasked."""
+def death(exit_code: int | None, who: str = "The engine's process") -> EngineError:
+    """What became of a process that ended unasked."""
     report = "Run it again; if it recurs, report it with what stands on the terminal."
     if exit_code is None:
-        return EngineError("The engine's process has vanished.", report)
+        return EngineError(f"{who} has vanished.", report)
     if exit_code >= 0:
-        return EngineError(f"The engine's process ended with exit code {exit_code}.", report)
+        return EngineError(f"{who} ended with exit code {exit_code}.", report)
     name = {number.value: number.name for number in signal.Signals}.get(-exit_code, f"signal {-exit_code}")
     if name == "SIGKILL":
         return EngineError(
-            "The engine's process was killed by the system, most likely for lack of memory (SIGKILL).",
+            f"{who} was killed by the system, most likely for lack of memory (SIGKILL).",
             "Choose a smaller size or model, or close other programs, and run it again.",
         )
-    return EngineError(f"The engine's process was ended by {name}.", report)
+    return EngineError(f"{who} was ended by {name}.", report)
 
 
 # --- What is said -----------------------------------------------------------------------------------------

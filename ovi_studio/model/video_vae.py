@@ -6,14 +6,18 @@ only its feature cache of the past, so a clip never has to exist as a whole.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
+
+# From the decoder's latents (B, C, F, H, W), for each latent frame the decoded tiles, row by row.
+TileDecoder: TypeAlias = Callable[[AutoencoderKLWan, Tensor, "Tiling"], Iterator[list[list[Tensor]]]]
 
 
 @apply_forward_hook  # type: ignore[untyped-decorator]
@@ -26,7 +30,9 @@ def encode_frames(vae: AutoencoderKLWan, frames_BCFHW: Tensor) -> Tensor:
 
 
 @apply_forward_hook  # type: ignore[untyped-decorator]
-def decode_frames(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tile_by_tile: bool = False) -> Iterator[Tensor]:
+def decode_frames(
+    vae: AutoencoderKLWan, latents_BCFHW: Tensor, tile_by_tile: bool = False, tiles: TileDecoder | None = None
+) -> Iterator[Tensor]:
     """Normalized latents to frames in -1…1: (B, 3, 1, H, W) for the first latent frame, then (B, 3, 4, H, W) each.
 
     Gives the same frames as `vae.decode`, whole or tiled (`vae.enable_tiling()`). The decorator brings an
@@ -37,19 +43,20 @@ def decode_frames(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tile_by_tile: bo
         latents_BCFHW: normalized latents.
         tile_by_tile: whether each tile is decoded to its end before the next one. It needs one tile's feature
             cache instead of all tiles', and host memory for the tiles of the whole clip.
+        tiles: decodes them in another way than these two.
     """
     mean, std = _latent_statistics(vae)
     latents = (latents_BCFHW.to(vae.device, torch.float32) * std + mean).to(vae.dtype)
     latents = vae.post_quant_conv(latents)
-    tiling = _Tiling.of(vae, latents.shape[-2], latents.shape[-1])
-    decoded = _tile_by_tile(vae, latents, tiling) if tile_by_tile else _frame_by_frame(vae, latents, tiling)
-    for tiles in decoded:
-        yield _unpatchify(vae, tiling.join(vae, tiles)).clamp(-1.0, 1.0)
+    tiling = Tiling.of(vae, latents.shape[-2], latents.shape[-1])
+    decode = tiles or (_tile_by_tile if tile_by_tile else _frame_by_frame)
+    for decoded in decode(vae, latents, tiling):
+        yield _unpatchify(vae, tiling.join(vae, decoded)).clamp(-1.0, 1.0)
 
 
-def _frame_by_frame(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "_Tiling") -> Iterator[list[list[Tensor]]]:
+def _frame_by_frame(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "Tiling") -> Iterator[list[list[Tensor]]]:
     """The tiles of each latent frame."""
-    caches = [[_FeatureCache(vae) for _ in tiling.columns] for _ in tiling.rows]
+    caches = [[FeatureCache(vae) for _ in tiling.columns] for _ in tiling.rows]
     for index in range(latents_BCFHW.shape[2]):
         latent = latents_BCFHW[:, :, index : index + 1]
         yield [
@@ -61,7 +68,7 @@ def _frame_by_frame(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "_Tili
         ]
 
 
-def _tile_by_tile(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "_Tiling") -> Iterator[list[list[Tensor]]]:
+def _tile_by_tile(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "Tiling") -> Iterator[list[list[Tensor]]]:
     """The same tiles. They wait in host memory until their neighbours are decoded."""
     waiting = [
         [_decode_tile(vae, tiling.cut(latents_BCFHW, top, left)) for left in tiling.columns] for top in tiling.rows
@@ -71,7 +78,7 @@ def _tile_by_tile(vae: AutoencoderKLWan, latents_BCFHW: Tensor, tiling: "_Tiling
 
 
 def _decode_tile(vae: AutoencoderKLWan, latents_BCFHW: Tensor) -> deque[Tensor]:
-    cache = _FeatureCache(vae)
+    cache = FeatureCache(vae)
     frames = latents_BCFHW.split(1, dim=2)
     return deque(cache.decode(frame, index == 0).cpu() for index, frame in enumerate(frames))
 
@@ -83,7 +90,7 @@ def _latent_statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
     return mean, std
 
 
-class _FeatureCache:
+class FeatureCache:
     """What the causal decoder remembers of the past, of the whole picture or of one tile."""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
@@ -93,12 +100,13 @@ class _FeatureCache:
         vae.clear_cache()
 
     def decode(self, latent_BC1HW: Tensor, first: bool) -> Tensor:
+        """The next latent frame, before unpatchifying."""
         decoded: Tensor = self._vae.decoder(latent_BC1HW, feat_cache=self._features, feat_idx=[0], first_chunk=first)
         return decoded
 
 
 @dataclass(frozen=True)
-class _Tiling:
+class Tiling:
     """Overlapping tiles, as `vae.tiled_decode` lays them; a single tile where the VAE does not tile.
 
     Args:
@@ -120,15 +128,16 @@ class _Tiling:
     picture: tuple[int, int]
 
     @staticmethod
-    def of(vae: AutoencoderKLWan, height: int, width: int) -> "_Tiling":
+    def of(vae: AutoencoderKLWan, height: int, width: int) -> "Tiling":
+        """The tiling of a picture of this size, in latents, as the VAE is set."""
         ratio = vae.spatial_compression_ratio
         patch = vae.config.patch_size or 1
         picture = (height * ratio // patch, width * ratio // patch)
         tile_height, tile_width = vae.tile_sample_min_height // ratio, vae.tile_sample_min_width // ratio
         if not vae.use_tiling or (height <= tile_height and width <= tile_width):
-            return _Tiling(range(1), range(1), height, width, picture, (0, 0), picture)
+            return Tiling(range(1), range(1), height, width, picture, (0, 0), picture)
         stride = (vae.tile_sample_stride_height // patch, vae.tile_sample_stride_width // patch)
-        return _Tiling(
+        return Tiling(
             range(0, height, vae.tile_sample_stride_height // ratio),
             range(0, width, vae.tile_sample_stride_width // ratio),
             tile_height,

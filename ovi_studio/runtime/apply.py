@@ -23,13 +23,13 @@ was. Narrowed weights stay narrowed: `must_reload` says whether another plan can
 need not be copied home: `close("stay")` is for a plan that follows, `close("discard")` for a pipeline that is not
 used any more.
 
-Adapters are put on the transformer before the plan. Text cache and guidance are the sampler's arguments; of a
-generated first frame only the encoding is here; several cards are not.
+Adapters are put on the transformer before the plan, which fuses them where it narrows weights. Text cache and guidance
+are the sampler's arguments; of a generated first frame only the encoding is here. A plan for several cards is put on in
+every rank of a team (`parallel.py`).
 """
 
 import contextlib
 import functools
-import inspect
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,8 +38,6 @@ from typing import Any, cast
 
 import torch
 from accelerate.hooks import ModelHook
-from diffusers.hooks import FirstBlockCacheConfig
-from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch import Tensor, nn
 
@@ -50,7 +48,12 @@ from ovi_studio.model.transformer import FusionBlock, OviTransformer
 from ovi_studio.model.video_vae import decode_frames
 from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, ExecutionPlan
 from ovi_studio.runtime.homes import HomeStore, give_back_freed
+from ovi_studio.runtime.parallel import EnterStage, Leader, LeaveStage, Team
 from ovi_studio.runtime.quantize import Parts, can_become
+from ovi_studio.runtime.sequence import sequence_parallel
+from ovi_studio.runtime.sharding import Sharded
+from ovi_studio.runtime.split_decode import SplitDecode
+from ovi_studio.runtime.step_cache import FirstBlockCache
 from ovi_studio.runtime.streaming import ForwardWraps, Leaving, Placed, Resident, Staged, StagedWhole, Streamed
 from ovi_studio.weights.load import lies_in_files, note_in_files
 
@@ -64,9 +67,9 @@ _NEEDED: Mapping[Stage, tuple[ComponentName, ...]] = {
     "mux": (),
 }
 _COMPUTED: tuple[ComponentName, ...] = ("audio_vae", "vocoder")  # as they are loaded, so that they are in memory then
-# Change of the first block's output, relative, under which a step reuses the others'. The library's default,
-# not measured on this model.
-_FIRST_BLOCK_THRESHOLD = 0.05
+# Kinds of passes (3), with a clean first frame or without, of both streams or one, at one size or at any: 36. Beyond
+# its limit (8 by default) torch silently stops compiling.
+_MAX_GRAPHS = 64
 
 
 def must_reload(pipeline: OviPipeline, plan: ExecutionPlan) -> bool:
@@ -81,19 +84,23 @@ class AppliedPlan:
         pipeline: with its weights anywhere.
         plan: for the same variant.
         folder: existing, on the disk that weights are streamed from; files in it last as long as the plan.
+        team: of a plan for several cards, in which this process is a rank.
 
     Raises:
-        EngineError: the pipeline must be reloaded, a package is missing, the disk is full, or the plan is for several
-            cards or for another variant. The pipeline is then as after `close`.
+        EngineError: the pipeline must be reloaded, a package is missing, the disk is full, or the plan is for another
+            variant or number of cards. The pipeline is then as after `close`.
         OutOfMemoryError: host memory cannot be pinned.
     """
 
-    def __init__(self, pipeline: OviPipeline, plan: ExecutionPlan, folder: Path) -> None:
-        _check(pipeline, plan)
+    def __init__(self, pipeline: OviPipeline, plan: ExecutionPlan, folder: Path, team: Team | None = None) -> None:
+        _check(pipeline, plan, team)
         self.pipeline = pipeline
         self.plan = plan
+        self.team = team
+        self._leader: Leader | None = None
         self._device = torch.device(plan.device)
         self._placed: dict[ComponentName, Placed] = {}
+        self._step_cache: FirstBlockCache | None = None
         self._leaving: Leaving = "home"
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:  # takes off what was put on, if anything fails
@@ -122,9 +129,15 @@ class AppliedPlan:
 
     @contextlib.contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
-        """While this lasts, what the stage needs is on the device."""
+        """While this lasts, what the stage needs is on the device; on those of a whole team where they share it."""
         with contextlib.ExitStack() as leaving:
             leaving.callback(self._free)
+            shared = name == "denoise" or (name == "decode" and self.plan.vae_tiling == "split")
+            if shared and self.team is not None and self.team.send is not None:
+                self.team.send(EnterStage(name))
+                leaving.callback(self.team.send, LeaveStage())
+            if self._leader is not None:
+                leaving.callback(self._leader.forget)
             for component in _NEEDED[name]:
                 if component in self._placed:
                     leaving.callback(self._placed[component].leave)
@@ -132,15 +145,17 @@ class AppliedPlan:
             if name == "decode" and self.plan.vae_tiling != "none":
                 self.pipeline.video_vae.enable_tiling()  # not before: it would tile the first frame's encoding too
                 leaving.callback(self.pipeline.video_vae.disable_tiling)
-            if name == "denoise" and self.plan.step_cache != "none":
-                leaving.callback(self.pipeline.transformer._reset_stateful_cache)
+            if name == "denoise" and self._step_cache is not None:
+                leaving.callback(self._step_cache.forget)
             yield
 
     @torch.no_grad()
     def decode_video(self, latents_BCFHW: Tensor) -> Iterator[Tensor]:
         """`OviPipeline.decode_video`, with the tiles in the plan's order."""
-        tile_by_tile = self.plan.vae_tiling == "tile_by_tile"
-        for frames_BCFHW in decode_frames(self.pipeline.video_vae, latents_BCFHW, tile_by_tile):
+        tile_by_tile, tiles = self.plan.vae_tiling == "tile_by_tile", None
+        if self.plan.vae_tiling == "split" and self.team is not None and self.team.send is not None:
+            tiles = SplitDecode(self.team.member, self.team.send, self.team.at_work)
+        for frames_BCFHW in decode_frames(self.pipeline.video_vae, latents_BCFHW, tile_by_tile, tiles):
             yield frames_BCFHW[0].transpose(0, 1)
 
     def _put_on(self, undo: contextlib.ExitStack, folder: Path) -> None:
@@ -154,6 +169,7 @@ class AppliedPlan:
         if self.plan.ffn_chunks > 1:
             undo.enter_context(_feed_forward_in_parts(transformer, self.plan.ffn_chunks))
         if self.plan.compile:
+            undo.enter_context(torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS))
             _compile_blocks(transformer, wraps)
         if self.plan.attention_backend != "native":
             undo.enter_context(_attention_backend(transformer, self.plan.attention_backend))
@@ -170,7 +186,16 @@ class AppliedPlan:
 
         # 3. Step cache, outermost: a block that it leaves out is not streamed either
         if self.plan.step_cache == "first_block":
-            undo.enter_context(_first_block_cache(transformer))
+            self._step_cache = FirstBlockCache(self.plan.step_cache_threshold)
+            undo.enter_context(self._step_cache.on(transformer))
+
+        # 4. Several cards: the tokens, around what runs on one, and the passes
+        if self.team is not None:
+            if self.team.member.group.size > 1:
+                undo.enter_context(sequence_parallel(transformer, self.team.member.group))
+            if self.team.send is not None:
+                self._leader = Leader(self.team.member, self.team.send, self.team.at_work)
+                undo.enter_context(self._leader.leading(transformer))
 
     def _place(
         self, name: ComponentName, module: nn.Module, planned: ComponentPlan, undo: contextlib.ExitStack, folder: Path
@@ -182,10 +207,12 @@ class AppliedPlan:
         pin = planned.placement == "streamed" and self._device.type == "cuda"
         store = HomeStore(planned.home, pin=pin, folder=folder, name=name)
         undo.callback(store.close)
-        keep_on = self._device if planned.placement == "resident" else torch.device("cpu")
+        keep_on = self._device if planned.placement in ("resident", "sharded") else torch.device("cpu")
         parts = Parts(module, _blocks(module), planned.precision, self._device, keep_on)
-        if planned.placement == "streamed":
-            placed: Placed = Streamed(parts, planned.resident_blocks, planned.outside_resident, self._device, store)
+        if planned.placement == "sharded" and self.team is not None:
+            placed: Placed = Sharded(module, parts, self.team.member.mesh())
+        elif planned.placement == "streamed":
+            placed = Streamed(parts, planned.resident_blocks, planned.outside_resident, self._device, store)
         elif planned.placement == "staged" and planned.precision != "nf4":
             placed = Staged(parts, self._device, store, move=planned.home == "disk" or lies_in_files(module))
         else:
@@ -202,13 +229,13 @@ class AppliedPlan:
             torch.cuda.empty_cache()
 
 
-def _check(pipeline: OviPipeline, plan: ExecutionPlan) -> None:
+def _check(pipeline: OviPipeline, plan: ExecutionPlan, team: Team | None) -> None:
     if pipeline.variant.name != plan.variant:
         raise EngineError(
             f"The plan is for {plan.variant} and the pipeline is {pipeline.variant.name}.", "Plan the run anew."
         )
-    if plan.parallel.gpus != 1:
-        raise EngineError(f"The plan is for {plan.parallel.gpus} cards.", "Plan for one.")
+    if (there := 1 if team is None else team.member.parallel.gpus) != plan.parallel.gpus:
+        raise EngineError(f"The plan is for {plan.parallel.gpus} cards, and {there} take part.", "Plan the run anew.")
 
 
 def _planned_components(
@@ -264,11 +291,19 @@ def _feed_forward_in_parts(transformer: OviTransformer, count: int) -> Iterator[
 def _compile_blocks(transformer: OviTransformer, wraps: ForwardWraps) -> None:
     """Regional compilation: all blocks share what is compiled for the first.
 
+    There is one graph for each kind of pass: latents of one sample for the texts of both, of both, and of one (the
+    block that the negative pass skips; steps without guidance). Each is made once more when another clip size comes,
+    and then serves every size. Projections of the text, once a run, are plain products and stay as they are.
+
     diffusers' `compile_repeated_blocks` compiles a block with the hooks around it, which are not for a compiler: they
     copy weights, look at events, and may leave the block out. So the `forward` inside of them is compiled.
     """
+
+    def run(plain: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return (plain if kwargs.get("only_text") else compiled)(*args, **kwargs)
+
     for block in transformer.blocks:
-        wraps.replace(block, torch.compile(block.forward))
+        wraps.replace(block, functools.partial(run, block.forward, torch.compile(block.forward)))
 
 
 @contextlib.contextmanager
@@ -287,55 +322,3 @@ def _attention_backend(transformer: OviTransformer, name: str) -> Iterator[None]
         yield
     finally:
         transformer.reset_attention_backend()
-
-
-class _TwoStreams(TransformerBlockMetadata):
-    """Tells diffusers' cache hooks that the second stream of a block is the audio."""
-
-    def _get_parameter_from_args_kwargs(
-        self, identifier: str, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        ours = "audio_hidden_states" if identifier == "encoder_hidden_states" else identifier
-        return super()._get_parameter_from_args_kwargs(ours, args, kwargs)
-
-
-@contextlib.contextmanager
-def _first_block_cache(transformer: OviTransformer) -> Iterator[None]:
-    """Steps whose first block changes little reuse the other blocks' work (diffusers' FirstBlockCache).
-
-    It compares the video stream and serves both. Passes of one stream alone, which the library cannot cache, and
-    projections of text go past it. Each guidance pass has its own memory, told apart by its text.
-    """
-    TransformerBlockRegistry.register(
-        FusionBlock, _TwoStreams(return_hidden_states_index=0, return_encoder_hidden_states_index=1)
-    )
-    wraps = ForwardWraps()
-
-    names = tuple(inspect.signature(OviTransformer.forward).parameters)[1:]
-
-    def named(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        given = dict(zip(names, args, strict=False)) | kwargs
-        text = given.get("text_key_values")
-        text = given.get("encoder_hidden_states") if text is None else text
-        with transformer.cache_context(str(id(text))):
-            return forward(*args, **kwargs)
-
-    def past(
-        uncached: Callable[..., Any], cached: Callable[..., Any], *args: Any, only_text: bool = False, **kwargs: Any
-    ) -> Any:
-        if only_text or args[0] is None or args[1] is None:
-            return uncached(*args, only_text=only_text, **kwargs)
-        return cached(*args, **kwargs)
-
-    plain = [block.forward for block in transformer.blocks]
-    for block, uncached in zip(transformer.blocks, plain, strict=True):
-        wraps.replace(block, uncached)  # the library leaves its own behind
-    transformer.enable_cache(FirstBlockCacheConfig(threshold=_FIRST_BLOCK_THRESHOLD))
-    for block, uncached in zip(transformer.blocks, plain, strict=True):
-        wraps.wrap(block, functools.partial(past, uncached))
-    wraps.wrap(transformer, named)
-    try:
-        yield
-    finally:
-        transformer.disable_cache()
-        wraps.remove()

@@ -50,16 +50,26 @@ class Calibration:
         return self._rates.get(names.pop()) if len(names) == 1 else None
 
     def learn(self, plan: ExecutionPlan, seconds: Mapping[Stage, float], hardware: Hardware) -> None:
-        """Mends the rates of the plan's device by how long its stages really took, and keeps them."""
+        """Mends the rates of the plan's device by how long its stages really took, and keeps them.
+
+        A run on several cards teaches nothing: its seconds stand on their link too, which has no rate of its own here.
+        """
+        if plan.parallel.gpus > 1:
+            return
         card = next((card for card in hardware.cards if card.name == plan.device_name), None)
         rates = self._rates.get(plan.device_name) or Rates.of(hardware, card)
         for stage, names in _RATES_OF.items():
             predicted = plan.stages[stage].seconds if stage in plan.stages else 0.0
             took = seconds.get(stage, 0.0)
-            if min(predicted, took) >= MIN_SECONDS:
+            told_by_rates = stage != "denoise" or plan.step_cache == "none"  # it leaves out work, nobody knows how much
+            if told_by_rates and min(predicted, took) >= MIN_SECONDS:
                 ratio = min(max(predicted / took, 1 / LARGEST_CHANGE), LARGEST_CHANGE) ** TRUST
                 rates = dataclasses.replace(rates, **{name: getattr(rates, name) * ratio for name in names})
-        self._rates[plan.device_name] = dataclasses.replace(rates, origin="calibrated by runs on this machine")
+        self.keep(plan.device_name, dataclasses.replace(rates, origin="calibrated by runs on this machine"))
+
+    def keep(self, device_name: str, rates: Rates) -> None:
+        """Takes these for the device's rates from now on."""
+        self._rates[device_name] = rates
         text = json.dumps({name: rates.to_json() for name, rates in self._rates.items()}, indent=1)
         with contextlib.suppress(OSError, MediaError):  # it is a convenience: a run must not fail for it
             self._file.parent.mkdir(parents=True, exist_ok=True)

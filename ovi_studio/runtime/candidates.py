@@ -15,6 +15,7 @@ from ovi_studio.runtime.execution_plan import (
     ComponentName,
     ComponentPlan,
     Home,
+    Parallel,
     Placement,
     Preferences,
 )
@@ -25,7 +26,7 @@ from ovi_studio.runtime.rates import Rates
 
 @dataclass(frozen=True)
 class Machine:
-    """One device to plan for, with what of it may be used.
+    """One device to plan for, or a team of cards alike, with what of each may be used.
 
     Args:
         device: as torch names it.
@@ -38,6 +39,8 @@ class Machine:
         attention: kernel, and the share of the best kernel's rate it reaches.
         can_compile: whether blocks can be compiled.
         kernels: optional packages that are installed.
+        parallel: how a team shares the work; rank 0's card is `device`.
+        link: GB/s that a card of a team sends to the others.
     """
 
     device: str
@@ -50,6 +53,8 @@ class Machine:
     can_compile: bool
     gpu_bytes: Mapping[Stage, int] = dataclasses.field(default_factory=dict)
     kernels: frozenset[str] = frozenset()
+    parallel: Parallel = dataclasses.field(default_factory=Parallel)
+    link: float = 0.0
 
     def gpu_limit(self, stage: Stage) -> int:
         """What tensors may have on the card in this stage."""
@@ -165,13 +170,21 @@ class Candidate:
 
 
 def skeletons(
-    transformer: Iterable[Precision], text_encoder: Iterable[Precision], preferences: Preferences
+    transformer: Iterable[Precision], text_encoder: Iterable[Precision], preferences: Preferences, team: bool = False
 ) -> Iterator[Skeleton]:
-    """Every sensible combination. Placements that are forced are combined with everything."""
+    """Every sensible combination. Placements that are forced are combined with everything.
+
+    Args:
+        transformer: precisions to try.
+        text_encoder: see above.
+        preferences: what is forced.
+        team: whether there are several cards, among whom bf16 weights can be sharded.
+    """
     forced = (preferences.transformer_placement, preferences.text_encoder_placement)
     decoders: tuple[Placement, ...] = ("resident", "staged")
     for t_precision, e_precision in product(tuple(transformer), tuple(text_encoder)):
-        for t, e, d in product(_parts(t_precision, forced[0]), _parts(e_precision, forced[1]), decoders):
+        transformers = _parts(t_precision, forced[0], team and t_precision == "bf16")
+        for t, e, d in product(transformers, _parts(e_precision, forced[1]), decoders):
             if e.precision == "nf4" and (e.placement == "streamed" or e.home == "disk"):
                 continue  # bitsandbytes' layers hold more than weights: they move as a whole, by themselves
             if forced == (None, None) and not _is_sensible(t.placement, e.placement, d):
@@ -185,9 +198,10 @@ def cpu_skeleton() -> Skeleton:
     return Skeleton(part, part, ("resident", "card"))
 
 
-def _parts(precision: Precision, forced: Placement | None) -> list[Part]:
-    placements: tuple[Placement, ...] = ("resident", "staged", "streamed") if forced is None else (forced,)
-    homes: dict[Placement, tuple[Home, ...]] = {"resident": ("card",)}
+def _parts(precision: Precision, forced: Placement | None, can_shard: bool = False) -> list[Part]:
+    possible: tuple[Placement, ...] = ("resident", "staged", "streamed") + (("sharded",) if can_shard else ())
+    placements = [placement for placement in possible if forced in (None, placement)]
+    homes: dict[Placement, tuple[Home, ...]] = {"resident": ("card",), "sharded": ("card",)}
     return [Part(precision, p, home) for p in placements for home in homes.get(p, ("host", "disk"))]
 
 
@@ -196,4 +210,6 @@ def _is_sensible(transformer: Placement, text_encoder: Placement, decoders: Plac
     rank = {"resident": 0, "staged": 1, "streamed": 2}
     if transformer == "resident":
         return text_encoder != "streamed"
+    if transformer == "sharded":
+        return text_encoder != "resident"
     return text_encoder != "resident" and (transformer == "staged" or rank[decoders] == 1)

@@ -7,24 +7,26 @@ fragmentation wastes are outside of every number here, and were taken off the bu
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from ovi_studio.errors import InvalidInputError
 from ovi_studio.events import Stage
 from ovi_studio.request import Quality
 from ovi_studio.runtime.memory import Precision, VaeTiling
 
-Placement: TypeAlias = Literal["resident", "staged", "streamed"]
+Placement: TypeAlias = Literal["resident", "staged", "streamed", "sharded"]
 Home: TypeAlias = Literal["card", "host", "disk"]
 ComponentName: TypeAlias = Literal[
     "transformer", "text_encoder", "video_vae", "audio_vae", "vocoder",
     "flux_transformer", "flux_text_encoder", "flux_vae",
 ]  # fmt: skip
 AttentionBackend: TypeAlias = Literal["native", "_native_cudnn", "flash", "_flash_3", "sage"]  # diffusers' names
-GuidancePasses: TypeAlias = Literal["none", "batched", "sequential"]
+GuidancePasses: TypeAlias = Literal["none", "batched", "sequential", "split"]
 StepCache: TypeAlias = Literal["none", "first_block"]
+
+STEP_CACHE_THRESHOLD = 0.05  # the library's default; what it costs is in docs/performance.md
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class ComponentPlan:
             fp8_storage: float8 weights with a scale a row, widened for each product; int8: weights only (torchao);
             nf4: bitsandbytes.
         placement: resident: on the device for the whole run; staged: only in its own stage, whole; streamed: block
-            by block, each brought while the one before runs.
+            by block, each brought while the one before runs; sharded: each card of the run keeps a share of every
+            block for the whole run, and gets the others' shares while the block before runs.
         home: where the weights are while not on the device: host memory (pinned, where streamed) or disk.
             "card" for a resident component, which has no second copy.
         blocks: of a streamed component; else 0.
@@ -72,11 +75,19 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Over how many cards the run goes, and how: each group of `sequence` cards runs one of `guidance_groups`."""
+    """Over how many cards the run goes, and how: each group of `sequence` cards runs one of `guidance_groups`.
+
+    Args:
+        gpus: cards, `guidance_groups` × `sequence`.
+        guidance_groups: 2 where the prompt's pass and the negative prompts' run side by side, else 1.
+        sequence: cards that share the tokens of a pass.
+        devices: as torch names them, the plan's own first; empty for a run on one.
+    """
 
     gpus: int = 1
     guidance_groups: int = 1
     sequence: int = 1
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,11 +102,13 @@ class ExecutionPlan:
         device_name: for a person.
         components: every component that the run uses.
         attention_backend: name for diffusers' `set_attention_backend`.
-        vae_tiling: none; tiled: all tiles of a frame, then the next; tile_by_tile: a tile to its end, then the next.
+        vae_tiling: none; tiled: all tiles of a frame, then the next; tile_by_tile: a tile to its end, then the next;
+            split: as tiled, each card of the run some of them.
         text_cache: whether text keys and values are kept over the run.
-        guidance: whether both passes run as one batch.
+        guidance: whether both passes run as one batch, one after the other, or (split) each on cards of its own.
         compile: whether blocks are compiled (regionally).
         step_cache: whether steps reuse the middle blocks' work where little changed; approximate.
+        step_cache_threshold: how little: change of the first block's output, relative.
         ffn_chunks: parts in which feed-forward layers take the tokens; exact, and 1 is all at once.
         parallel: over several cards.
         stages: the prediction, in the order of the run.
@@ -122,6 +135,7 @@ class ExecutionPlan:
     stages: Mapping[Stage, StagePlan]
     gpu_budget_bytes: int
     host_budget_bytes: int
+    step_cache_threshold: float = STEP_CACHE_THRESHOLD
     reasons: tuple[str, ...] = ()
     rejected: tuple[str, ...] = ()
 
@@ -194,7 +208,11 @@ class ExecutionPlan:
             f"text cache: {'on' if self.text_cache else 'off'}",
             f"compile: {'on' if self.compile else 'off'}",
         ]
-        words += [f"step cache: {self.step_cache.replace('_', ' ')}"] if self.step_cache != "none" else []
+        if self.step_cache != "none":
+            words.append(f"step cache: {self.step_cache.replace('_', ' ')} below {self.step_cache_threshold:g}")
+        if self.parallel.gpus > 1:
+            groups, sequence = self.parallel.guidance_groups, self.parallel.sequence
+            words.append(f"cards: {', '.join(self.parallel.devices)} ({groups} × {sequence})")
         words += [f"feed-forward in {self.ffn_chunks} parts"] if self.ffn_chunks > 1 else []
         return ", ".join(words)
 
@@ -213,8 +231,12 @@ class Preferences:
         text_cache: see above.
         batched_guidance: one batch, or one pass after the other.
         compile: see above.
-        step_cache: approximate, so it is never chosen unless asked for.
+        step_cache: approximate, and its gain on trained weights is not measured: never chosen unless asked for.
+        step_cache_threshold: see above.
         gpu_limit_bytes: of the card's memory, at most this may be used, context included.
+        host_limit_bytes: of host memory, at most this may be used.
+        gpus: cards that may be used, by their numbers.
+        single_card: whether a clip stays on one card.
     """
 
     transformer_precision: Precision | None = None
@@ -227,7 +249,11 @@ class Preferences:
     batched_guidance: bool | None = None
     compile: bool | None = None
     step_cache: StepCache = "none"
+    step_cache_threshold: Annotated[float, Field(gt=0, le=1)] | None = None
     gpu_limit_bytes: int | None = None
+    host_limit_bytes: int | None = None
+    gpus: tuple[int, ...] | None = None
+    single_card: bool = False
 
     def forced(self) -> list[str]:
         """The parts that are forced, as `name=value`."""

@@ -289,15 +289,16 @@ class Held:
 
 
 def memory_of(pid: int, *, nvml: Any = pynvml) -> Held:
-    """What a process holds; nothing where the system does not tell.
+    """What a process holds, and those that it started; nothing where the system does not tell.
 
     Args:
         pid: of the process.
         nvml: the NVML binding; tests give their own.
     """
     try:
-        host = private_bytes(pid)
-    except psutil.Error:  # it has just ended
+        pids = {pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))}
+        host = sum(private_bytes(each) for each in pids)
+    except psutil.Error:  # one has just ended
         return Held()
     try:
         nvml.nvmlInit()
@@ -308,7 +309,7 @@ def memory_of(pid: int, *, nvml: Any = pynvml) -> Held:
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             for part in _mig_slices(nvml, handle) or [handle]:
-                own = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(part) if p.pid == pid]
+                own = [p for p in nvml.nvmlDeviceGetComputeRunningProcesses(part) if p.pid in pids]
                 on_cards[_text(nvml.nvmlDeviceGetUUID(part))] = sum(process.usedGpuMemory or 0 for process in own)
     except nvml.NVMLError:
         return Held(host)

@@ -7,6 +7,7 @@ real modules; `docs/memory.md` has the table. What the CUDA context and fragment
 Units: bytes. `size` arguments called `width` count bytes of an element: 2 in bf16, 4 in float32.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -17,10 +18,10 @@ from ovi_studio.arithmetic import Component
 from ovi_studio.flux import FLUX_KREA, ImageModel
 from ovi_studio.request import GeneratedFrame, GenerationRequest, Quality
 from ovi_studio.shapes import TextEncoderShape, TransformerShape, VideoVaeShape
-from ovi_studio.variants import Modality, Size, Variant
+from ovi_studio.variants import WHOLE_RUN, Modality, Size, Variant, is_guided
 
 Precision: TypeAlias = Literal["float32", "bf16", "fp8_compute", "fp8_storage", "int8", "nf4"]
-VaeTiling: TypeAlias = Literal["none", "tiled", "tile_by_tile"]
+VaeTiling: TypeAlias = Literal["none", "tiled", "tile_by_tile", "split"]
 FirstFrame: TypeAlias = Literal["none", "image", "generated"]
 
 # What a CUDA process takes besides its tensors. Guessed: 0.3–0.5 GB of context, kernels and cuBLAS workspace
@@ -44,7 +45,8 @@ class Workload:
         size: of the clip, snapped.
         modality: what is made.
         steps: of the sampler.
-        passes: of the transformer a step: 2 with guidance, else 1.
+        passes: of the transformer a guided step: 2 with guidance, else 1.
+        guided: share of the steps that are guided, in either stream.
         skipped_blocks: blocks that the negative pass leaves out.
         first_frame: where the first frame comes from.
         adapters: LoRAs put on.
@@ -57,6 +59,7 @@ class Workload:
     modality: Modality = "both"
     steps: int = 50
     passes: int = 2
+    guided: float = 1.0
     skipped_blocks: int = 1
     first_frame: FirstFrame = "none"
     adapters: int = 0
@@ -67,18 +70,22 @@ class Workload:
     def of(cls, request: GenerationRequest, variant: Variant, image_model: ImageModel = FLUX_KREA) -> "Workload":
         """The workload of one take. A request whose size depends on its image should be resolved before."""
         defaults = variant.defaults
-        scales = (
-            1.0 if request.modality == "audio" else request.video_guidance_scale or defaults.video_guidance_scale,
-            1.0 if request.modality == "video" else request.audio_guidance_scale or defaults.audio_guidance_scale,
-        )
+        steps = request.num_inference_steps or defaults.num_inference_steps
+        intervals = []
+        if request.modality != "audio" and (request.video_guidance_scale or defaults.video_guidance_scale) != 1:
+            intervals.append(request.video_guidance_interval or WHOLE_RUN)
+        if request.modality != "video" and (request.audio_guidance_scale or defaults.audio_guidance_scale) != 1:
+            intervals.append(request.audio_guidance_interval or WHOLE_RUN)
+        guided = sum(any(is_guided(interval, step, steps) for interval in intervals) for step in range(steps)) / steps
         skip_layer = defaults.slg_layer if request.slg_layer is None else request.slg_layer
         generated = isinstance(request.first_frame, GeneratedFrame)
         return cls(
             variant,
             request.clip_size(),
             request.modality,
-            request.num_inference_steps or defaults.num_inference_steps,
-            1 if scales == (1.0, 1.0) else 2,
+            steps,
+            2 if guided else 1,
+            guided,
             1 if skip_layer else 0,
             "none" if request.first_frame is None else "generated" if generated else "image",
             len(request.adapters),
@@ -209,6 +216,12 @@ def text_state_bytes(variant: Variant, prompts: int, width: int) -> int:
     return prompts * variant.text_len * variant.transformer.text_dim * width
 
 
+def step_cache_bytes(workload: Workload, width: int) -> int:
+    """Tokens that the first-block cache keeps, of all passes: what the first block added, its output, and the rest."""
+    tokens = workload.passes * (workload.video_tokens + workload.audio_tokens)
+    return 3 * tokens * workload.variant.transformer.dim * width
+
+
 def text_cache_bytes(workload: Workload, width: int) -> int:
     """Text keys and values of all blocks, for the prompts of all passes and the streams that run."""
     both = arithmetic.text_cache_bytes(workload.variant, workload.passes, "float32" if width == 4 else "bfloat16")
@@ -287,18 +300,26 @@ def sampler_bytes(workload: Workload, batch: int, width: int) -> int:
 
 
 def denoise_activation_bytes(
-    workload: Workload, batch: int, width: int, text_cache: bool = True, ffn_chunks: int = 1
+    workload: Workload,
+    batch: int,
+    width: int,
+    text_cache: bool = True,
+    ffn_chunks: int = 1,
+    own_tokens: int | None = None,
 ) -> int:
     """Everything besides weights and text cache that a step of the sampler holds at its widest.
 
     That is in a block as a rule. In very short clips it is while the text is projected for the cache, or
-    in the audio tower's patch layer, with its input and three hidden tensors.
+    in the audio tower's patch layer, with its input and three hidden tensors. Of video tokens that several cards
+    share, a block has `own_tokens`.
     """
     variant, shape = workload.variant, workload.variant.transformer
     tokens = (workload.video_tokens, workload.audio_tokens)
     text = batch * variant.text_len * shape.dim * width
     embedded = sum(1 for count in tokens if count) * text
-    block = block_activation_bytes(shape, tokens, batch, width, ffn_chunks, 0 if text_cache else variant.text_len)
+    blocks_tokens = (tokens[0] if own_tokens is None else own_tokens, tokens[1])
+    text_tokens = 0 if text_cache else variant.text_len
+    block = block_activation_bytes(shape, blocks_tokens, batch, width, ffn_chunks, text_tokens)
     patch = batch * width * (sum(tokens) * shape.dim + 3 * tokens[1] * shape.audio_patch_hidden_dim)
     normed = (2 if width == 4 else 3) * 4 * (text // width)  # where RMS norm is not one kernel
     projection = embedded + text + normed if text_cache else 0
@@ -364,13 +385,20 @@ def convolution_workspace_bytes(shape: VideoVaeShape, rows: int, columns: int, w
     )
 
 
-def decode_bytes(workload: Workload, tiling: VaeTiling, width: int, on_card: bool = False) -> int:
+def decode_bytes(
+    workload: Workload,
+    tiling: VaeTiling,
+    width: int,
+    on_card: bool = False,
+    own_tiles: Sequence[tuple[int, int]] = (),
+) -> int:
     """Decoding the picture: latents, feature caches, the widest moment, and the frames just made.
 
     Whole, the frames of two latent frames are alive: the caller's, and those it has not got yet. `tiled` decodes all
     tiles of a latent frame before the next one. While the last of the largest is at work alive are every tile's
     cache, the caller's frames, the tiles that they were made of, and the new tiles so far. `tile_by_tile` decodes one
-    tile to its end: its cache, and no frames, as they wait in host memory.
+    tile to its end: its cache, and no frames, as they wait in host memory. `split` is as `tiled`, with the caches of
+    a card's own tiles, and on the first card everybody's tiles of two latent frames.
     """
     variant, vae = workload.variant, workload.variant.video_vae
     frames, rows, columns = variant.latent_grid(*workload.size)
@@ -388,6 +416,9 @@ def decode_bytes(workload: Workload, tiling: VaeTiling, width: int, on_card: boo
         so_far = sum(areas[: len(tiles) - 1 - tiles[::-1].index(largest)])
         held = sum(feature_cache_bytes(vae, *tile, width) for tile in tiles)
         held += latent_frame * (rows * columns + sum(areas) + so_far)
+    elif tiling == "split":
+        held = sum(feature_cache_bytes(vae, *tile, width) for tile in own_tiles)
+        held += latent_frame * (rows * columns + 2 * sum(height * breadth for height, breadth in tiles))
     workspace = convolution_workspace_bytes(vae, *largest, width) if on_card else 0
     return latents + held + decoder_activation_bytes(vae, *largest, width) + workspace
 

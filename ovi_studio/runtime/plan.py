@@ -20,9 +20,10 @@ from ovi_studio.errors import InvalidInputError, OutOfMemoryError
 from ovi_studio.events import Stage
 from ovi_studio.flux import FLUX_KREA, ImageModel
 from ovi_studio.request import GenerationRequest, Quality
-from ovi_studio.runtime import memory, wording
+from ovi_studio.runtime import memory, teams, wording
 from ovi_studio.runtime.candidates import Candidate, Machine, Skeleton, cpu_skeleton, skeletons
 from ovi_studio.runtime.execution_plan import (
+    STEP_CACHE_THRESHOLD,
     AttentionBackend,
     ExecutionPlan,
     GuidancePasses,
@@ -73,6 +74,8 @@ def plan_workload(
 ) -> ExecutionPlan:
     """`plan`, for a workload. Raises as `plan`."""
     preferences = preferences or Preferences()
+    if unknown := [gpu for gpu in preferences.gpus or () if not 0 <= gpu < len(hardware.cards)]:
+        raise InvalidInputError(*wording.no_such_card(unknown[0], hardware))
     machines = _able_to_draw(_machines(workload, hardware, preferences, rates), workload)
     candidates = _candidates(workload, hardware, machines, preferences)
     fitting = [c for c in candidates if c.fits_gpu and c.fits_host]
@@ -131,10 +134,12 @@ def step_down(
 def _rank(candidate: Candidate, quality: Quality) -> tuple[float, float]:
     """Less is better."""
     if quality == "smallest":
-        return candidate.peak_gpu, candidate.seconds
-    quantized = candidate.skeleton.transformer.precision not in ("float32", "bf16")
-    # bf16 that would have to be streamed ranks after 8-bit under auto; it is offered there only when forced.
-    return (1.0 if quality == "auto" and quantized else 0.0), candidate.seconds
+        return candidate.peak_gpu * candidate.machine.parallel.gpus, candidate.seconds
+    transformer = candidate.skeleton.transformer
+    # bf16 that would have to be streamed ranks after 8-bit under auto, where it is offered only when forced; bf16 that
+    # is sharded ranks with 8-bit.
+    second = transformer.precision not in ("float32", "bf16") or transformer.placement == "sharded"
+    return (1.0 if quality == "auto" and second else 0.0), candidate.seconds
 
 
 # --- Devices ----------------------------------------------------------------------------------------------
@@ -143,9 +148,10 @@ def _rank(candidate: Candidate, quality: Quality) -> tuple[float, float]:
 def _machines(workload: Workload, hardware: Hardware, preferences: Preferences, rates: Rates | None) -> list[Machine]:
     """The usable cards, and for small models the CPU."""
     host = max(0, hardware.free_ram_bytes - memory.HOST_RESERVE_BYTES)
+    host = host if preferences.host_limit_bytes is None else min(host, preferences.host_limit_bytes)
     machines = []
     for index, card in enumerate(hardware.cards if hardware.torch_cuda else ()):
-        if card.compute_capability < MIN_CAPABILITY:
+        if card.compute_capability < MIN_CAPABILITY or index not in (preferences.gpus or [index]):
             continue
         free = (
             card.free_bytes
@@ -160,16 +166,50 @@ def _machines(workload: Workload, hardware: Hardware, preferences: Preferences, 
                 memory.usable_gpu_bytes(free),
                 host,
                 rates or Rates.of(hardware, card),
-                _attention(card, hardware, workload.quality, preferences.attention_backend),
+                _attention(card, hardware, workload.quality, preferences.attention_backend, rates),
                 # Triton makes no bf16 code for older cards: torch would leave the blocks as they are, and say so.
                 "triton" in hardware.kernels and card.compute_capability >= BF16_CAPABILITY,
                 kernels=frozenset(hardware.kernels),
             )
         )
+    machines += _teams(machines, workload, hardware, preferences)
     if not machines or runs_on_cpu(workload.variant):
         backend: tuple[AttentionBackend, float] = ("native", 1.0)
         machines.append(Machine("cpu", "the CPU", None, 0, host, rates or Rates.of(hardware, None), backend, False))
     return machines
+
+
+def _teams(machines: list[Machine], workload: Workload, hardware: Hardware, preferences: Preferences) -> list[Machine]:
+    """Cards that share a run: those that are alike and about equally free, the emptiest first, as many as are worth it.
+
+    A run that reuses steps' work stays on one: what is reused is decided by looking at all tokens.
+    """
+    if preferences.single_card or preferences.step_cache not in (None, "none"):
+        return []
+    alike: dict[object, list[Machine]] = {}
+    for machine in machines:
+        if machine.card is not None:
+            alike.setdefault((machine.name, machine.card.total_bytes), []).append(machine)
+    found = []
+    for group in alike.values():
+        first = max(group, key=lambda machine: machine.gpu_budget)
+        enough = teams.EQUALLY_FREE * first.gpu_budget
+        cards = sorted((m for m in group if m.gpu_budget >= enough), key=lambda m: -m.gpu_budget)
+        for groups, sequence in teams.layouts(len(cards), workload):
+            chosen = cards[: groups * sequence]
+            possible = groups == 1 or preferences.batched_guidance is not False
+            if first.card is not None and possible:
+                devices = tuple(machine.device for machine in chosen)
+                found.append(
+                    dataclasses.replace(
+                        first,
+                        name=f"{len(chosen)} × {first.name}",
+                        gpu_budget=min(machine.gpu_budget for machine in chosen),
+                        parallel=Parallel(len(chosen), groups, sequence, devices),
+                        link=teams.link_rate(hardware.interconnect, first.card, first.rates),
+                    )
+                )
+    return found
 
 
 def _able_to_draw(machines: list[Machine], workload: Workload) -> list[Machine]:
@@ -191,9 +231,12 @@ def runs_on_cpu(variant: Variant) -> bool:
 
 
 def _attention(
-    card: Card, hardware: Hardware, quality: Quality, forced: AttentionBackend | None
+    card: Card, hardware: Hardware, quality: Quality, forced: AttentionBackend | None, rates: Rates | None
 ) -> tuple[AttentionBackend, float]:
-    """The attention kernel, and its share of the rate of the class's best (guessed, from published comparisons)."""
+    """The attention kernel, and its share of the rate of the class's best.
+
+    Shares are guessed from published comparisons, until they are measured on this machine (`ovi-studio bench`).
+    """
     hopper = card.compute_capability[0] == 9
     shares: dict[AttentionBackend, float] = {"native": 0.6 if hopper else 0.9}
     if card.compute_capability >= (9, 0):
@@ -205,6 +248,8 @@ def _attention(
     sage = card.compute_capability >= BF16_CAPABILITY and "sageattention" in hardware.kernels
     if sage and (quality == "fast" or forced):
         shares["sage"] = 1.2 if hopper else 1.6  # 8-bit products: only where speed is all that is wished
+    if rates is not None and rates.kernels:  # one that is installed and was not measured failed
+        shares = {name: rates.kernels[name] for name in shares if name in rates.kernels} or shares
     if forced is not None:
         if forced not in shares:
             raise InvalidInputError(
@@ -266,7 +311,7 @@ def _skeletons(
     if quality == "exact":
         transformer = [p for p in transformer if p == "bf16"]
         text_encoder = [p for p in text_encoder if p == "bf16"]
-    found = skeletons(transformer, text_encoder, preferences)
+    found = skeletons(transformer, text_encoder, preferences, machine.parallel.gpus > 1)
     forced = preferences.transformer_precision or preferences.transformer_placement
     if quality != "auto" or forced is not None:
         return found
@@ -296,6 +341,8 @@ def _to_plan(
     machine, settings = best.machine, best.settings
     tiling = best.choices["decode"].settings
     guidance: GuidancePasses = "batched" if settings.batched else "sequential"
+    if machine.parallel.guidance_groups > 1:
+        guidance = "split"
     stages: Mapping[Stage, StagePlan] = {
         stage: StagePlan(best.gpu_bytes(stage), best.host_bytes(stage), choice.seconds)
         for stage, choice in best.choices.items()
@@ -313,8 +360,9 @@ def _to_plan(
         guidance=guidance if workload.passes == 2 else "none",
         compile=settings.compile,
         step_cache=preferences.step_cache,
+        step_cache_threshold=preferences.step_cache_threshold or STEP_CACHE_THRESHOLD,
         ffn_chunks=settings.ffn_chunks,
-        parallel=Parallel(),
+        parallel=machine.parallel,
         stages=stages,
         gpu_budget_bytes=machine.gpu_budget,
         host_budget_bytes=machine.host_budget,

@@ -6,6 +6,7 @@ hides. Defaults go by the card's compute capability; a calibration measured on t
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +46,7 @@ class Rates:
         host_to_card: GB/s from pinned host memory.
         disk: GB/s of reading weights.
         origin: where the numbers come from.
+        kernels: measured attention kernels, by their names in a plan: share of the best one's rate.
     """
 
     matmul: float
@@ -55,6 +57,7 @@ class Rates:
     host_to_card: float
     disk: float
     origin: str
+    kernels: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, hardware: Hardware, card: Card | None) -> "Rates":
@@ -90,7 +93,8 @@ class Rates:
             rates = TypeAdapter(cls).validate_python(data)
         except ValidationError as error:
             raise InvalidInputError("The calibration cannot be read.", "Calibrate this machine anew.") from error
-        if not all(0 < value < math.inf for value in dataclasses.astuple(rates) if isinstance(value, float)):
+        numbers = [value for value in vars(rates).values() if isinstance(value, float)]
+        if not all(0 < value < math.inf for value in (*numbers, *rates.kernels.values())):
             raise InvalidInputError(
                 "A rate of the calibration is not a positive number.", "Calibrate this machine anew."
             )
@@ -98,7 +102,7 @@ class Rates:
 
     def to_json(self) -> dict[str, Any]:
         """As data for `json.dumps`."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "kernels": dict(self.kernels)}
 
     # --- Seconds -----------------------------------------------------------------------------------------
 

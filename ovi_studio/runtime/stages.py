@@ -12,9 +12,9 @@ from itertools import product
 from typing import Literal, TypeAlias, TypeVar
 
 from ovi_studio import arithmetic
-from ovi_studio.arithmetic import Component
+from ovi_studio.arithmetic import Component, Cost
 from ovi_studio.events import Stage
-from ovi_studio.runtime import memory, rates
+from ovi_studio.runtime import memory, rates, teams
 from ovi_studio.runtime.candidates import Candidate, Choice, DenoiseSettings, Machine, Part, Skeleton
 from ovi_studio.runtime.drawing import drawing_choices
 from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, Preferences
@@ -49,10 +49,16 @@ class Stages:
         self.objective = objective
         # All that is the same for every skeleton; a plan is a choice among hundreds of them.
         forward = arithmetic.forward_cost(workload.variant, workload.size, workload.modality)
-        negative = forward.per_forward(workload.skipped_blocks) if workload.passes == 2 else arithmetic.Cost()
-        self._step = forward.per_forward() + negative
+        plain = forward.per_forward()
+        self._steps = {1: plain, 2: plain + forward.per_forward(workload.skipped_blocks)}  # by passes
+        self._parallel = machine.parallel
+        if self._parallel.gpus > 1:  # of the card that has most to do
+            own, skipped = teams.own_cost(forward, workload, self._parallel), self._steps[2] - 2 * plain
+            share = own.operations / plain.operations
+            both = 2 * own + Cost(matmul=round(skipped.matmul * share), attention=round(skipped.attention * share))
+            self._steps = {1: own, 2: own if self._parallel.guidance_groups > 1 else both}
+        self._text_once = forward.per_run.matmul
         self._text_pass = workload.passes * forward.per_run
-        self._step_with_text = self._step + self._text_pass
         self._text_cost = arithmetic.text_encoder_cost(workload.variant.text_encoder, workload.variant.text_len)
         self._work = arithmetic.stage_work(workload.variant, workload.size, workload.modality)
         self._known: dict[object, Choice] = {}
@@ -121,14 +127,22 @@ class Stages:
     def _resident_bytes(self, skeleton: Skeleton) -> int:
         """On the device in all stages."""
         parts = {name: skeleton.part(name, bool(self.machine.card)) for name in self.workload.components}
-        return sum(self._bytes(name, part.precision) for name, part in parts.items() if part.placement == "resident")
+        held = sum(self._bytes(name, part.precision) for name, part in parts.items() if part.placement == "resident")
+        if skeleton.transformer.placement == "sharded":
+            blocks = memory.transformer_blocks(self.workload.variant, skeleton.transformer.precision)
+            held += blocks.outside + blocks.count * blocks.block // self._parallel.gpus
+        return held
 
     def _home_bytes(self, skeleton: Skeleton) -> int:
-        """Of the process in host memory in all stages: itself, and the weights that are at home there."""
+        """Of the processes in host memory in all stages: themselves, and the weights that are at home there.
+
+        The others of a team have the transformer and the video VAE, and the sound's weights as they were computed.
+        """
         parts = {name: skeleton.part(name, bool(self.machine.card)) for name in self.workload.components}
-        return self._process_bytes() + sum(
-            self._bytes(name, p.precision) for name, p in parts.items() if p.home == "host"
-        )
+        home = {name: self._bytes(name, part.precision) for name, part in parts.items() if part.home == "host"}
+        other = self._process_bytes() + home.get("transformer", 0) + home.get("video_vae", 0)
+        other += sum(self._bytes(name, parts[name].precision) for name in SOUND if name in parts)
+        return self._process_bytes() + sum(home.values()) + (self._parallel.gpus - 1) * other
 
     def _process_bytes(self) -> int:
         """Of the process itself in host memory."""
@@ -139,7 +153,7 @@ class Stages:
 
         A streamed one counts as whole: in the first forward nothing hides its transfers.
         """
-        if part.placement == "resident":
+        if part.placement in ("resident", "sharded"):
             return 0.0
         if part.home == "disk":
             return self.machine.rates.disk_seconds(self._file_bytes(component))
@@ -158,7 +172,8 @@ class Stages:
         files = sum(self._file_bytes(name) for name in parts)
         sound = sum(self._bytes(name, parts[name].precision) for name in SOUND if name in parts)
         block = memory.transformer_blocks(self.workload.variant, "bf16").block
-        quantizing = block if skeleton.transformer.precision not in ("float32", "bf16") else 0
+        whole_first = skeleton.transformer.precision not in ("float32", "bf16")
+        quantizing = block if whole_first or skeleton.transformer.placement == "sharded" else 0
         piece, preview = block, 0
         if vae := parts.get("video_vae"):
             whole = self._bytes("video_vae", vae.precision) if vae.placement == "staged" else 0
@@ -167,6 +182,7 @@ class Stages:
         waiting = {"card": piece + sound, "disk": max(piece, sound), "host": piece}[skeleton.decoders[1]]
         written = sum(self._bytes(name, part.precision) for name, part in parts.items() if part.home == "disk")
         seconds = self.machine.rates.disk_seconds(files + written)
+        seconds += teams.START_SECONDS if self._parallel.gpus > 1 else 0.0
         return Choice(resident + max(quantizing, preview), host + (waiting if self.machine.card else block), seconds)
 
     # 2. Encode text
@@ -210,7 +226,8 @@ class Stages:
 
     def _denoise(self, part: Part, resident: int, host: int) -> Iterator[Choice]:
         preferences, streamed = self.preferences, part.placement == "streamed"
-        guidance = (True, False) if self.workload.passes == 2 else (True,)
+        split = self._parallel.guidance_groups > 1
+        guidance = (True, False) if self.workload.passes == 2 and not split else (True,)
         compiles = [False, True] if self.machine.can_compile else [False]
         if part.precision == "fp8_compute":
             compiles = [True]  # uncompiled, quantizing activations takes float32 copies of the widest layer
@@ -227,15 +244,22 @@ class Stages:
 
     def _denoise_choice(self, part: Part, resident: int, host: int, settings: DenoiseSettings) -> Choice:
         load, width = self.workload, memory.element_bytes(part.precision)
-        batch = load.passes if settings.batched else 1
+        groups = self._parallel.guidance_groups
+        batch = load.passes // groups if settings.batched else 1
         held = resident + memory.adapter_bytes(load)
-        held += memory.text_cache_bytes(load, width) if settings.text_cache else 0
-        active = memory.denoise_activation_bytes(load, batch, width, settings.text_cache, settings.ffn_chunks)
+        held += memory.text_cache_bytes(load, width) // groups if settings.text_cache else 0
+        held += memory.step_cache_bytes(load, width) if self.preferences.step_cache != "none" else 0
+        own = teams.own_tokens(load, self._parallel)
+        active = memory.denoise_activation_bytes(load, batch, width, settings.text_cache, settings.ffn_chunks, own)
+        exchange = teams.exchange_bytes(load, self._parallel, batch, width)
+        active = max(active, exchange + memory.sampler_bytes(load, batch, width))
         # Between steps the sound is decoded to be heard; only without a picture that may be the wider moment.
         active = max(active, memory.vocoder_bytes(load) + memory.sampler_bytes(load, batch, width))
         moved = 0
         if part.placement == "staged":
             held += self._bytes("transformer", part.precision)
+        elif part.placement == "sharded":
+            active += memory.PREFETCHED_BLOCKS * memory.transformer_blocks(load.variant, part.precision).block
         elif part.placement == "streamed":
             blocks = memory.transformer_blocks(load.variant, part.precision)
             active += memory.PREFETCHED_BLOCKS * blocks.block
@@ -254,26 +278,46 @@ class Stages:
     def _denoise_seconds(self, part: Part, settings: DenoiseSettings, moved: int) -> float:
         """All steps. `moved` bytes come in every forward, behind the work as far as they can."""
         load, speed = self.workload, self.machine.rates
+        transfer = self._stream_seconds(part, moved) if moved else 0.0
+        if part.placement == "sharded":
+            transfer = self._traffic(part, 1).weights / (1e9 * self.machine.link)
+        plain = self._step_seconds(part, settings, 1, transfer)
+        guided = self._step_seconds(part, settings, 2, transfer) if load.passes == 2 else plain
+        seconds = load.steps * (load.guided * guided + (1 - load.guided) * plain)
+        if settings.text_cache:  # one more pass over the blocks, for their keys and values alone
+            text = self._text_pass.matmul / self._parallel.guidance_groups
+            seconds += speed.product_seconds(text, part.precision) + transfer
+        return seconds + self._fetch_seconds("transformer", part) + (rates.COMPILE_SECONDS if settings.compile else 0.0)
+
+    def _step_seconds(self, part: Part, settings: DenoiseSettings, passes: int, transfer: float) -> float:
+        """One step of so many passes, each of which has to wait `transfer` seconds for weights if it is faster."""
+        load, speed = self.workload, self.machine.rates
         layers = load.variant.transformer.num_layers
-        step = self._step if settings.text_cache else self._step_with_text
-        forwards = 1 if settings.batched else load.passes
+        step = self._steps[passes]
+        split = self._parallel.guidance_groups > 1
+        own_passes = 1 if split else passes
+        matmul = step.matmul + (0 if settings.text_cache else own_passes * self._text_once)
+        forwards = 1 if settings.batched else passes
 
         compiled = settings.compile
-        tokens = load.passes * (load.video_tokens + load.audio_tokens)
+        tokens = own_passes * (teams.own_tokens(load, self._parallel) + load.audio_tokens)
         traffic = tokens * load.variant.transformer.dim * memory.element_bytes(part.precision) * layers
         launch = rates.COMPILED_LAUNCH_SECONDS if compiled else rates.EAGER_LAUNCH_SECONDS
         compute = (
-            speed.product_seconds(step.matmul, part.precision)
+            speed.product_seconds(matmul, part.precision)
             + speed.attention_seconds(step.attention, self.machine.attention[1])
             + speed.traffic_seconds(traffic * (rates.COMPILED_TRAFFIC if compiled else rates.EAGER_TRAFFIC))
             + forwards * layers * launch
         )
-        transfer = self._stream_seconds(part, moved) if moved else 0.0
         compute *= rates.STREAMING_SLOWDOWN if part.placement == "streamed" else 1.0
-        seconds = load.steps * max(compute, forwards * transfer)
-        if settings.text_cache:  # one more pass over the blocks, for their keys and values alone
-            seconds += speed.product_seconds(self._text_pass.matmul, part.precision) + transfer
-        return seconds + self._fetch_seconds("transformer", part) + (rates.COMPILE_SECONDS if compiled else 0.0)
+        waiting = self._traffic(part, passes).seconds(self.machine.link) if self._parallel.gpus > 1 else 0.0
+        return max(compute, forwards * transfer) + waiting
+
+    def _traffic(self, part: Part, passes: int) -> teams.Traffic:
+        """What a card of the team sends in a step."""
+        load, width = self.workload, memory.element_bytes(part.precision)
+        block = memory.transformer_blocks(load.variant, part.precision).block if part.placement == "sharded" else 0
+        return teams.traffic(load, self._parallel, width, block, passes=passes)
 
     # 5. Decode
 
@@ -290,15 +334,21 @@ class Stages:
             return
         width = memory.element_bytes(parts["video_vae"].precision)
         tilings: tuple[VaeTiling, ...] = ("none", "tiled", "tile_by_tile") if memory.can_tile(load) else ("none",)
+        tilings += ("split",) if len(tilings) > 1 and self._parallel.gpus > 1 else ()
         forced = self.preferences.vae_tiling if len(tilings) > 1 else None  # a small picture is one tile
+        shares = teams.tile_shares(load, self._parallel.gpus) if len(tilings) > 1 else []
         for tiling in _allowed(tilings, forced):
-            picture = memory.decode_bytes(load, tiling, width, on_card)
+            picture = memory.decode_bytes(load, tiling, width, on_card, max(shares, key=_area, default=()))
             again = (
                 memory.tile_overlap(load.variant, *load.variant.latent_grid(*load.size)[1:]) if tiling != "none" else 1
             )
             seconds = again * self.machine.rates.convolution_seconds(work["decode_video"])
             frames = memory.decode_host_bytes(load, tiling)
             seconds += self.machine.rates.pageable_seconds(frames) if tiling == "tile_by_tile" else 0.0
+            if tiling == "split":
+                seconds *= max(map(_area, shares)) / sum(map(_area, shares))
+                sent = 3 * width * load.variant.num_frames * load.size.area * again
+                seconds += sent / (1e9 * self.machine.link)
             yield Choice(
                 resident + weights + max(picture, sound),
                 host + frames,
@@ -313,6 +363,10 @@ class Stages:
         pixels = 0 if load.modality == "audio" else load.variant.num_frames * load.size.area
         frames = memory.decode_host_bytes(load, "none")
         return Choice(resident, host + frames, pixels / rates.MUX_PIXELS_PER_SECOND)
+
+
+def _area(tiles: Iterable[tuple[int, int]]) -> int:
+    return sum(rows * columns for rows, columns in tiles)
 
 
 def _allowed(options: Iterable[Option], forced: Option | None) -> list[Option]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ovi_studio.runtime import memory
+from ovi_studio.runtime import memory, teams
 from ovi_studio.runtime.candidates import Candidate
-from ovi_studio.runtime.execution_plan import Preferences, gigabytes
+from ovi_studio.runtime.execution_plan import STEP_CACHE_THRESHOLD, Preferences, gigabytes
 from ovi_studio.runtime.hardware import BF16_CAPABILITY, FP8_CAPABILITY, GB, MIN_CAPABILITY, Card, Hardware
 from ovi_studio.runtime.memory import Workload
 
@@ -17,7 +17,13 @@ PRECISION_WORDS = {
     "int8": "int8 weights",
     "nf4": "nf4 weights",
 }
-PLACEMENT_WORDS = {"resident": "on the card throughout", "staged": "taking turns", "streamed": "streamed"}
+PLACEMENT_WORDS = {
+    "resident": "on the card throughout",
+    "staged": "taking turns",
+    "streamed": "streamed",
+    "sharded": "shared by the cards",
+}
+LINK_WORDS = {"none": "PCIe", "pcie": "PCIe", "nvlink": "NVLink"}
 
 
 # --- Why --------------------------------------------------------------------------------------------------
@@ -31,11 +37,32 @@ def reasons(best: Candidate, workload: Workload, hardware: Hardware, preferences
         why = "no card has room for it or is faster" if _usable(hardware) else "there is no usable card"
         yield f"It runs on the CPU, as {why}; in float32, as bf16 is far slower there."
         return
+    yield from _team_reasons(best, workload, hardware)
     yield from _budget_reasons(best)
     yield from _transformer_reasons(best, workload, preferences)
     yield from _placement_reasons(best, workload, hardware, preferences)
     yield from _setting_reasons(best, workload, preferences)
     yield f"Seconds are estimated from the rates of this kind of card: {best.machine.rates.origin}."
+
+
+def _team_reasons(best: Candidate, workload: Workload, hardware: Hardware) -> Iterator[str]:
+    parallel = best.machine.parallel
+    if parallel.gpus == 1:
+        return
+    ways = []
+    if parallel.guidance_groups > 1:
+        ways.append("the prompt's pass and the negative prompts' run side by side")
+    if parallel.sequence > 1:
+        ways.append(f"{parallel.sequence} cards share the picture's tokens of a pass")
+    yield f"{parallel.gpus} cards alike share the clip, which is faster than one: {', and '.join(ways)}."
+    width = memory.element_bytes(best.skeleton.transformer.precision)
+    sent = teams.traffic(workload, parallel, width).waited_for
+    yield (
+        f"Each sends up to {gigabytes(sent)} a step over {LINK_WORDS[hardware.interconnect]}, at "
+        f"{best.machine.link:.0f} GB/s ({sent / 1e9 / best.machine.link:.2f} s that nothing hides). Predicted."
+    )
+    if best.skeleton.transformer.placement == "sharded":
+        yield "Each keeps a share of the transformer's blocks, and gets the others' while the block before runs."
 
 
 def _budget_reasons(best: Candidate) -> Iterator[str]:
@@ -98,8 +125,23 @@ def _placement_reasons(
         )
 
 
+def _turbo_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:
+    """What is approximate, and what that costs; measured on models with random weights, see docs/performance.md."""
+    if preferences.step_cache == "first_block":
+        threshold = preferences.step_cache_threshold or STEP_CACHE_THRESHOLD
+        yield (
+            f"Steps whose first block changes by less than {threshold:.0%} reuse the others' work: approximate "
+            "(docs/performance.md has what it costs), and how much it saves differs from clip to clip."
+        )
+    if workload.passes == 2 and workload.guided < 1:
+        yield f"Guidance works in {workload.guided:.0%} of the steps; the others run one pass instead of two."
+    if best.machine.attention[0] == "sage":
+        yield "Attention multiplies in 8 bits: approximate."
+
+
 def _setting_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:
     settings = best.settings
+    yield from _turbo_reasons(best, workload, preferences)
     if workload.passes == 2 and not settings.batched:
         cause = _cause(workload, preferences.batched_guidance, "Their activations do not fit beside each other")
         yield f"{cause}: the guidance passes run one after the other."
@@ -111,6 +153,8 @@ def _setting_reasons(best: Candidate, workload: Workload, preferences: Preferenc
     if tiling == "tiled":
         cause = _cause(workload, preferences.vae_tiling, "As a whole the decode does not fit")
         yield f"{cause}: the picture is decoded in tiles."
+    elif tiling == "split":
+        yield "Each card decodes some tiles of the picture."
     elif tiling == "tile_by_tile":
         yield "The picture is decoded tile by tile, its frames kept in host memory: this is the smallest decode."
     if settings.compile and best.skeleton.transformer.precision != "fp8_compute":
@@ -147,13 +191,18 @@ def _lacking(best: Candidate, workload: Workload, hardware: Hardware) -> Iterato
             yield "int8 weights: the package torchao is not installed."
     if card.compute_capability[0] == 9 and "flash_attn_interface" not in hardware.kernels:
         yield "FlashAttention 3: the package flash_attn_interface is not installed."
-    if (others := len(hardware.cards) - 1) > 0:
-        yield f"Sharing the work with {others} more card{'s' if others > 1 else ''}: a run uses one card."
+    if (others := len(_usable(hardware)) - best.machine.parallel.gpus) > 0:
+        yield (
+            f"Sharing the work with {others} more card{'s' if others > 1 else ''}: it would not be faster, or they are "
+            "not alike, not to be used, or lack room."
+        )
 
 
 def _title(candidate: Candidate) -> str:
     transformer, text_encoder = candidate.skeleton.transformer, candidate.skeleton.text_encoder
     placed = PLACEMENT_WORDS[transformer.placement]
+    if candidate.machine.parallel.gpus > 1:
+        placed += f", on {candidate.machine.parallel.gpus} cards"
     if transformer.placement == "resident" and text_encoder.placement == "staged":
         placed += ", the text encoder taking turns"
     return f"Transformer in {PRECISION_WORDS[transformer.precision]}, {placed}"
@@ -174,6 +223,13 @@ def _shortage_words(candidate: Candidate) -> str:
     return (
         f"needs {gigabytes(candidate.peak_host)} of host memory, {gigabytes(candidate.machine.host_budget)} can be used"
     )
+
+
+def no_such_card(number: int, hardware: Hardware) -> tuple[str, str]:
+    """Problem and remedy where a card is named that is not there."""
+    count = len(hardware.cards)
+    there = "There is none" if not count else f"They are numbered 0 to {count - 1}" if count > 1 else "There is only 0"
+    return f"There is no card {number}.", f"{there}; leave out --gpus to use what there is."
 
 
 # --- Nothing goes -----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ovi_studio.engine import Engine
+from ovi_studio.engine import Engine, slots
 from ovi_studio.errors import EngineError, OviStudioError
 from ovi_studio.events import CancelToken, Event, Failed, FrameDrawn, Planned, StageStarted, StepDone
 from ovi_studio.folders import make_folder
@@ -108,20 +108,26 @@ class Desk:
     def __init__(self, library: Path, work: Path, make_engine: Callable[[Path], Engine]) -> None:
         self._closing = contextlib.ExitStack()
         self._stop = CancelToken()
-        self._live = Live()
+        self._lives: dict[str, Live] = {}  # of the runs under way, the oldest first
         self._trouble = ""
         self._seen: tuple[float, Snapshot] | None = None
         self._looking = threading.Lock()
-        self._working = threading.Lock()  # held by who drives the engine
+        self._working = threading.Semaphore(0)  # held by who drives the engine; by a drawing, as a whole
         self.asking = threading.Lock()  # held from the look at what a visitor has to the asking for more
         with contextlib.ExitStack() as closing:
             make_folder(work)
             self.library = closing.enter_context(Library(library))
             folder = closing.enter_context(work_folder(work))
             self.engine = closing.enter_context(contextlib.closing(make_engine(folder)))
-            self._runner = Runner(self.library, self.engine, folder, listen=self._listen)
-            self._thread = threading.Thread(target=self._serve, name="runner", daemon=True)
-            self._thread.start()
+            count = slots(self.engine)
+            self._working = threading.Semaphore(count)
+            self._runners = [Runner(self.library, self.engine, folder, listen=self._listen) for _ in range(count)]
+            self._threads = [
+                threading.Thread(target=self._serve, args=(runner,), name="runner", daemon=True)
+                for runner in self._runners
+            ]
+            for thread in self._threads:
+                thread.start()
             closing.callback(self._end)
             self._closing = closing.pop_all()
 
@@ -142,8 +148,8 @@ class Desk:
 
     @property
     def live(self) -> Live:
-        """The run under way."""
-        return self._live
+        """The run under way; where several are, the one that began first."""
+        return next(iter(self._lives.copy().values()), Live())
 
     def snapshot(self) -> Snapshot:
         """What happens at the moment; may be a fifth of a second old.
@@ -163,9 +169,14 @@ class Desk:
         Raises:
             EngineError: a clip is in the making, or the drawing failed.
         """
-        if not self._working.acquire(timeout=_SNAPSHOT_SECONDS):
-            raise EngineError("A clip is in the making.", "Draw when it is finished, or let the clip's own run draw.")
+        held = 0
         try:
+            for _ in self._runners:
+                if not self._working.acquire(timeout=_SNAPSHOT_SECONDS):
+                    raise EngineError(
+                        "A clip is in the making.", "Draw when it is finished, or let the clip's own run draw."
+                    )
+                held += 1
             for event in self.engine.draw(request, self._stop):
                 match event:
                     case FrameDrawn(path):
@@ -173,12 +184,14 @@ class Desk:
                     case Failed(problem, remedy):
                         raise EngineError(problem, remedy)
         finally:
-            self._working.release()
+            for _ in range(held):
+                self._working.release()
         raise EngineError("The engine stopped without a picture.", "Try it again.")
 
     def forget_snapshot(self) -> None:
         """The library was changed: the next snapshot shows it."""
-        self._seen = None
+        with self._looking:  # a look under way may be older than the change
+            self._seen = None
 
     def _look(self) -> Snapshot:
         return Snapshot(
@@ -190,17 +203,17 @@ class Desk:
         )
 
     def _listen(self, job: Job, event: Event) -> None:
-        before = self._live if self._live.job == job.id else Live(job.id)
-        self._live = before.after(event)
+        self._lives[job.id] = self._lives.get(job.id, Live(job.id)).after(event)
 
-    def _serve(self) -> None:
+    def _serve(self, runner: Runner) -> None:
         """Make what is queued until the desk is closed; a library that cannot be reached is tried again."""
         while not self._stop.cancelled:
             try:
                 with self._working:
-                    job = self._runner.run_next(self._stop)
+                    job = runner.run_next(self._stop)
                 self._trouble = ""
             except OviStudioError as error:  # the boundary: the page tells it
+                self._lives.clear()
                 _logger.warning("the queue stands still: %s", error)
                 self._trouble = str(error)
                 self._wait(_RETRY_SECONDS)
@@ -208,7 +221,7 @@ class Desk:
             if job is None:
                 self._wait(_SNAPSHOT_SECONDS)
             else:
-                self._live = Live()
+                self._lives.pop(job.id, None)
                 self.forget_snapshot()
 
     def _wait(self, seconds: float) -> None:
@@ -218,4 +231,5 @@ class Desk:
 
     def _end(self) -> None:
         self._stop.cancel()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()

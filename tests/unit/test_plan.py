@@ -235,8 +235,35 @@ def test_a_request_and_its_workload():
     assert load.size == get_variant("960x960_10s").snap_size(704, 1280)
     silent = request.replace(modality="video", video_guidance_scale=1.0)
     assert Workload.of(silent, get_variant(request.variant)).passes == 1
+    part = request.replace(video_guidance_interval=(0.0, 0.5), audio_guidance_interval=(0.25, 0.75))
+    assert Workload.of(part, get_variant(request.variant)).guided == pytest.approx(0.75, abs=0.02)
+    never = request.replace(video_guidance_interval=(0.0, 0.0), audio_guidance_interval=(1.0, 1.0))
+    assert Workload.of(never, get_variant(request.variant)).passes == 1
     made = plan(request, get_variant(request.variant), simulate("1x80GB@9.0,ram=64"))
     assert made.variant == "960x960_10s"
+
+
+def test_guidance_in_half_of_the_steps_takes_three_quarters():
+    machine = simulate("1x80GB@9.0,ram=64")
+    whole, half, none = (
+        plan_workload(workload(guided=guided, passes=passes), machine).stages["denoise"].seconds
+        for guided, passes in ((1.0, 2), (0.5, 2), (0.0, 1))
+    )
+    assert none < half < whole
+    assert half == pytest.approx((none + whole) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize("quality", ["fast", "auto", "exact", "smallest"])
+def test_steps_reuse_work_only_where_asked_and_the_plan_says_so(quality):
+    machine = simulate("1x80GB@9.0,ram=64")
+    plain = plan_workload(workload(quality=quality), machine)
+    asked = plan_workload(
+        workload(quality=quality), machine, Preferences(step_cache="first_block", step_cache_threshold=0.1)
+    )
+    assert (plain.step_cache, asked.step_cache, asked.step_cache_threshold) == ("none", "first_block", 0.1)
+    assert not any("reuse" in reason for reason in plain.reasons)
+    assert any("less than 10% reuse" in reason for reason in asked.reasons)
+    assert asked.stages["denoise"].peak_gpu_bytes > plain.stages["denoise"].peak_gpu_bytes or quality == "smallest"
 
 
 def test_stages_and_json_have_the_promised_names():
@@ -444,7 +471,7 @@ def test_one_block_is_one_block():
 @pytest.mark.parametrize(("cards", "words"), [(2, "1 more card:"), (8, "7 more cards:")])
 @pytest.mark.parametrize("quality", ["auto", "exact"])
 def test_other_cards_are_told_of(cards, words, quality):
-    assert words in words_of(f"{cards}x24GB@8.9,ram=64", quality)[1]
+    assert words in words_of(f"{cards}x24GB@8.9,ram=64", quality, single_card=True)[1]
     assert "more card" not in words_of("1x24GB@8.9,ram=64", quality)[1]
 
 
