@@ -35,6 +35,7 @@ MAX_PROMPT = 10_000  # characters. Guessed: five times what the text encoder rea
 MAX_STEPS = 200  # derived: unipc's first repeated timestep at shift 5 comes at 212 steps
 MAX_TAKES = 100  # guessed: a night's work on one card
 SEEDS = 2**32  # seeds are 0 … 2^32 - 1: exact in every JSON reader and accepted by every generator
+_INTERVAL = "two shares of the run, such as 0.1 and 0.8: from 0 to 1, the smaller one first"
 _MAX_EXACT_AREA = 2.0  # times the model's area. Guessed: snapping small areas overshoots by up to 1.4
 
 Quality: TypeAlias = Literal["auto", "exact", "fast", "smallest"]
@@ -118,6 +119,9 @@ class GenerationRequest(_Words):
     # 1 is no guidance; beyond about 10 the picture saturates; 30 is generous.
     video_guidance_scale: float | None = Field(default=None, ge=1, le=30, description="a number from 1 to 30")
     audio_guidance_scale: float | None = Field(default=None, ge=1, le=30, description="a number from 1 to 30")
+    # Outside of both intervals a step runs one pass instead of two.
+    video_guidance_interval: tuple[float, float] | None = Field(default=None, description=_INTERVAL)
+    audio_guidance_interval: tuple[float, float] | None = Field(default=None, description=_INTERVAL)
     slg_layer: int | None = Field(default=None, ge=0, description="the index of a block, or 0 to skip none")
     adapters: tuple[Adapter, ...] = Field(
         default=(),
@@ -190,6 +194,15 @@ class GenerationRequest(_Words):
         if aspect is not None:
             parse_aspect(aspect)
         return aspect
+
+    @field_validator("video_guidance_interval", "audio_guidance_interval")
+    @classmethod
+    def _ordered(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
+            raise InvalidRequestError(
+                f"Guidance cannot work from {interval[0]:g} to {interval[1]:g}.", f"Give {_INTERVAL}."
+            )
+        return interval
 
     @model_validator(mode="after")
     def _possible(self) -> "GenerationRequest":

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from ovi_studio.assets import NANO_CARD, has_data
 from ovi_studio.errors import InvalidInputError
 from ovi_studio.shapes import AudioVaeShape, TextEncoderShape, TransformerShape, VideoVaeShape, VocoderShape
 
@@ -23,6 +24,7 @@ Modality: TypeAlias = Literal["both", "video", "audio"]
 CaptionDialect: TypeAlias = Literal["audcap", "audio_prefix"]  # <AUDCAP>…<ENDAUDCAP>; "Audio: …" at the end
 Solver: TypeAlias = Literal["unipc", "dpm++", "euler"]
 
+WHOLE_RUN = (0.0, 1.0)  # shares of a run between which guidance works
 SIZE_MULTIPLE = 32  # 16 pixels per latent × 2 latents per token side
 # What a person may ask for. Guessed: sizes snap to the variant's area, and the trained ones end at 448×1152.
 MIN_SIDE, MAX_SIDE = 32, 4096
@@ -44,6 +46,12 @@ class Size(NamedTuple):
         return self.height * self.width
 
 
+def is_guided(interval: tuple[float, float], step: int, steps: int) -> bool:
+    """Whether guidance that works between these two shares of a run works in its step number `step`."""
+    start, end = interval
+    return start <= (step + 0.5) / steps < end
+
+
 @dataclass(frozen=True)
 class SamplingDefaults:
     """How a variant is sampled unless the request says otherwise."""
@@ -53,6 +61,8 @@ class SamplingDefaults:
     shift: float = 5.0
     video_guidance_scale: float = 4.0
     audio_guidance_scale: float = 3.0
+    video_guidance_interval: tuple[float, float] = WHOLE_RUN
+    audio_guidance_interval: tuple[float, float] = WHOLE_RUN
     slg_layer: int = 11  # the block that the negative pass leaves out; 0: none
     video_negative_prompt: str = "jitter, bad hands, blur, distortion"
     audio_negative_prompt: str = "robotic, muffled, echo, distorted"
@@ -276,6 +286,21 @@ def parse_size(text: str) -> Size:
     return size
 
 
+def parse_interval(text: str) -> tuple[float, float]:
+    """Reads `0.1:0.8`, two shares of a run.
+
+    Raises:
+        InvalidInputError: it is not two numbers.
+    """
+    start, _, end = text.partition(":")
+    try:
+        return float(start), float(end)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"The interval {text[:40]!r} is not start:end.", "Write two shares of the run, for example 0.1:0.8."
+        ) from error
+
+
 def _nearest_multiple(side: float, multiple: int) -> int:
     return max(multiple, round(side / multiple) * multiple)
 
@@ -387,7 +412,7 @@ def _nano() -> Variant:
         caption_dialect="audio_prefix",
         default_size=Size(96, 96),
         defaults=SamplingDefaults(num_inference_steps=30, slg_layer=1),
-        trained=False,
+        trained=has_data(*NANO_CARD),
     )
 
 

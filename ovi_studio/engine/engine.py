@@ -7,6 +7,7 @@ methods, and gives the decoded frames straight to the encoder.
 """
 
 import contextlib
+import os
 import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 import PIL.Image
 import torch
 
+from ovi_studio.engine.crew import Crew
+from ovi_studio.engine.encodings import Encodings
+from ovi_studio.engine.feeder import FrameFeeder
 from ovi_studio.engine.first_frame import DrawnFrame, FirstFrames, only_drawing, seen, without_drawing
 from ovi_studio.engine.looks import Looks
 from ovi_studio.engine.meter import StageMeter
@@ -35,7 +39,7 @@ from ovi_studio.events import (
     StageStarted,
     StepDone,
 )
-from ovi_studio.folders import app_folders
+from ovi_studio.folders import app_folders, make_folder
 from ovi_studio.images import image_digest, read_image
 from ovi_studio.media import ClipEncoder, clip_writer, read_clip
 from ovi_studio.model.pipeline import OviPipeline, frames_to_uint8
@@ -45,12 +49,12 @@ from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame
 from ovi_studio.runtime.apply import AppliedPlan, must_reload
 from ovi_studio.runtime.execution_plan import ExecutionPlan
-from ovi_studio.runtime.hardware import Held, private_bytes
+from ovi_studio.runtime.hardware import Held, memory_of, private_bytes
 from ovi_studio.runtime.memory import CUDA_CONTEXT_BYTES
+from ovi_studio.runtime.parallel import Team
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.variants import Variant, get_variant
-from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter
-from ovi_studio.weights.float8 import has_float8
+from ovi_studio.weights.adapters import AdapterUse, put_on, read_adapter, remarks_on, sampling_of
 from ovi_studio.weights.inventory import find_adapter, weight_files
 from ovi_studio.weights.load import IN_FILES, load_weights
 from ovi_studio.weights.nano import load_nano
@@ -58,8 +62,8 @@ from ovi_studio.weights.store import Store
 
 # What of a plan is put on the pipeline; the rest is the sampler's, or prediction.
 _ON_PIPELINE = (
-    "variant", "device", "components", "attention_backend", "vae_tiling", "compile", "step_cache", "ffn_chunks",
-    "parallel",
+    "variant", "device", "components", "attention_backend", "vae_tiling", "compile", "step_cache",
+    "step_cache_threshold", "ffn_chunks", "parallel",
 )  # fmt: skip
 MAX_ATTEMPTS = 4  # plans to try, each smaller than the one before, until memory suffices; guessed
 
@@ -100,8 +104,10 @@ class OviEngine:
         self._store = store or Store(app_folders().weights)
         self._load = load
         self._frames = FirstFrames(cache_dir, self._store)
+        self._encodings = Encodings()
         self._pipeline: OviPipeline | None = None
         self._placed: AppliedPlan | None = None
+        self._crew: Crew | None = None  # the other ranks, of a plan for several cards
         self._adapters: tuple[Adapter, ...] = ()  # those on the pipeline's transformer
 
     def plan(self, request: GenerationRequest) -> ExecutionPlan:
@@ -122,6 +128,7 @@ class OviEngine:
             self._placed.close("discard")
         self._placed = self._pipeline = None
         self._adapters = ()
+        self._dismiss()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -236,21 +243,18 @@ class OviEngine:
         if request.modality != "audio":
             preview = LatentPreview.cached(pipeline.video_vae, self._cache_dir, lambda: placed.stage("first frame"))
 
-        with _cancelling(pipeline, cancel):
+        with _cancelling(placed, cancel):
             # 2. Encode text
             yield enter("encode text")
             prompt = to_dialect(request.prompt, Dialect(variant.caption_dialect))
-            with placed.stage("encode text"):
-                text = pipeline.encode_prompts(
-                    prompt, request.video_negative_prompt or "", request.audio_negative_prompt or ""
-                )
+            texts = (prompt, request.video_negative_prompt or "", request.audio_negative_prompt or "")
+            text = self._encodings.prompts(pipeline, plan, texts, placed.stage)
 
             # 3. First frame
             first_frame = None
             if image is not None:
                 yield enter("first frame")
-                with placed.stage("first frame"):
-                    first_frame = pipeline.encode_image(image, *size)
+                first_frame = self._encodings.first_frame(pipeline, plan, image, size, placed.stage)
 
             # 4. Denoise
             yield enter("denoise")
@@ -298,35 +302,56 @@ class OviEngine:
         self, variant: Variant, plan: ExecutionPlan, adapters: tuple[Adapter, ...], uses: Sequence[AdapterUse]
     ) -> AppliedPlan:
         """The variant's pipeline with adapters and plan put on; all is kept as long as it serves."""
+        if self._crew is not None and self._crew.broken:
+            self.close()
         if self._placed is not None and _same_on_pipeline(self._placed.plan, plan) and adapters == self._adapters:
             return self._placed
-        narrowed = _narrows_transformer(plan)
-        if self._placed is not None:
-            narrowed |= _narrows_transformer(self._placed.plan)
+        fused = self._placed is not None and _narrows_transformer(self._placed.plan)
         if (
             self._pipeline is None
             or self._pipeline.variant != variant
             or must_reload(self._pipeline, plan)
-            or (narrowed and adapters != self._adapters)  # they were merged into the weights
+            or (fused and adapters != self._adapters)
         ):
             self.close()
             self._pipeline = self._load(variant, self._store)
+            self._encodings.loaded(self._pipeline)
             self._pipeline.set_progress_bar_config(disable=True)
         elif self._placed is not None:
             self._placed.close("stay")
             self._placed = None
         if adapters != self._adapters:
-            # Weights that will be narrowed cannot carry them live; those that a file narrowed already, only live.
-            put_on(self._pipeline.transformer, uses, fuse=narrowed and not has_float8(self._pipeline.transformer))
+            put_on(self._pipeline.transformer, uses)
             self._adapters = adapters
-        self._cache_dir.mkdir(parents=True, exist_ok=True)
-        self._placed = AppliedPlan(self._pipeline, plan, self._cache_dir)
+        make_folder(self._cache_dir)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)  # part of it may be narrowed, and adapters fused
+            team = self._team(plan, adapters)
+            self._placed = AppliedPlan(self._pipeline, plan, self._cache_dir, team)
+            undo.pop_all()
         return self._placed
+
+    def _team(self, plan: ExecutionPlan, adapters: tuple[Adapter, ...]) -> Team | None:
+        """The ranks of a plan for several cards, who load and put it on meanwhile; None for one card."""
+        devices = plan.parallel.devices
+        if self._crew is not None and self._crew.devices != devices:
+            self._dismiss()
+        if plan.parallel.gpus == 1:
+            return None
+        self._crew = self._crew or Crew(devices, self._cache_dir, self._store, self._load)
+        return self._crew.place(plan, adapters)
+
+    def _dismiss(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
+            self._crew = None
 
     def _held(self) -> Held:
         """What this engine has of the machine's memory; between runs that is its process, and what a plan keeps."""
         if self._placed is None:
             return Held(private_bytes())
+        if self._crew is not None:
+            return memory_of(os.getpid())  # and of the other ranks, which it started
         device = self._placed.plan.device
         on_card = 0 if device == "cpu" else torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES
         return Held(private_bytes(), {device: on_card})
@@ -380,14 +405,14 @@ def _same_on_pipeline(one: ExecutionPlan, other: ExecutionPlan) -> bool:
 def _decode(
     placed: AppliedPlan, video: torch.Tensor, encoder: ClipEncoder, progress: Progress, cancel: CancelToken
 ) -> Iterator[Event]:
-    """Decodes into the file; one step is one latent frame."""
+    """Decodes into the file, which is encoded meanwhile; one step is one latent frame."""
     steps = video.shape[2]
-    for index, frames in enumerate(placed.decode_video(video)):
-        for frame in frames_to_uint8(frames):
-            encoder.add_frame(frame)
-        cancel.raise_if_cancelled()
-        progress.finish_step(index + 1, steps)
-        yield StepDone(index + 1, steps, progress.seconds_left)
+    with FrameFeeder(encoder) as feeder:
+        for index, frames in enumerate(placed.decode_video(video)):
+            feeder.add(frames_to_uint8(frames))
+            cancel.raise_if_cancelled()
+            progress.finish_step(index + 1, steps)
+            yield StepDone(index + 1, steps, progress.seconds_left)
 
 
 def _check_supported(request: GenerationRequest) -> None:
@@ -417,10 +442,10 @@ def _read_first_frame(request: GenerationRequest) -> PIL.Image.Image | None:
 
 
 def _sampled_as_distilled(request: GenerationRequest, uses: Sequence[AdapterUse]) -> tuple[GenerationRequest, str]:
-    """The request as a step-distilled adapter wants it where the request leaves it open, and what to know of that."""
-    wish = next((use.weights.distillation for use in uses if use.weights.distillation is not None), None)
+    """The request as a step-distilled adapter wants it where the request leaves it open, and what to know of them."""
+    note, wish = " ".join(remarks_on(uses)), sampling_of(uses)
     if wish is None:
-        return request, ""
+        return request, note
     fields = {
         "num_inference_steps": wish.num_inference_steps,
         "shift": wish.shift,
@@ -428,7 +453,6 @@ def _sampled_as_distilled(request: GenerationRequest, uses: Sequence[AdapterUse]
         "audio_guidance_scale": wish.guidance_scale,
     }
     opened = {name: value for name, value in fields.items() if getattr(request, name) is None}
-    note = f"An adapter asks for {wish.num_inference_steps} steps and one pass; the audio tower is not distilled."
     return request.replace(**opened), note
 
 
@@ -447,7 +471,9 @@ def _sampler_of(
             request.video_guidance_scale or defaults.video_guidance_scale,
             request.audio_guidance_scale or defaults.audio_guidance_scale,
             defaults.slg_layer if request.slg_layer is None else request.slg_layer,
-            batched=plan.guidance == "batched",
+            plan.guidance != "sequential",
+            request.video_guidance_interval or defaults.video_guidance_interval,
+            request.audio_guidance_interval or defaults.audio_guidance_interval,
         ),
         request.solver or defaults.solver,
         request.shift or defaults.shift,
@@ -458,11 +484,13 @@ def _sampler_of(
 
 
 @contextlib.contextmanager
-def _cancelling(pipeline: OviPipeline, cancel: CancelToken) -> Iterator[None]:
-    """While this lasts, every block of the transformer looks at the token first, so a long step can be left."""
-    handles = [
-        block.register_forward_pre_hook(lambda *_: cancel.raise_if_cancelled()) for block in pipeline.transformer.blocks
-    ]
+def _cancelling(placed: AppliedPlan, cancel: CancelToken) -> Iterator[None]:
+    """While this lasts, every block of the transformer looks at the token first, so a long step can be left.
+
+    Not in a team: who left the middle of a step would leave the others waiting. They stop between steps.
+    """
+    blocks = placed.pipeline.transformer.blocks if placed.team is None else ()
+    handles = [block.register_forward_pre_hook(lambda *_: cancel.raise_if_cancelled()) for block in blocks]
     try:
         yield
     finally:

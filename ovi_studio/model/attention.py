@@ -64,10 +64,18 @@ def _table(angles_QP: Tensor, device: torch.device) -> RotaryTable:
 
 
 def apply_rotary(x_BQNK: Tensor, table: RotaryTable) -> Tensor:
-    """Rotates neighbouring pairs of the head dimension, in float32, and returns the type of `x`."""
-    even, odd = x_BQNK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    """Rotates neighbouring pairs of the head dimension, in float32, and returns the type of `x`.
+
+    A pair is a complex number that is multiplied by a phase: one kernel. A compiler, which has none for complex
+    numbers, gets the same products one by one and fuses them.
+    """
+    pairs = x_BQNK.float().unflatten(-1, (-1, 2))
     cos, sin = table.cos_QP[:, None], table.sin_QP[:, None]
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    if torch.compiler.is_compiling():
+        even, odd = pairs.unbind(-1)
+        rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
     return rotated.flatten(-2).to(x_BQNK.dtype)
 
 
@@ -142,9 +150,14 @@ class CrossAttention(SelfAttention):
         other_BSD: Tensor | None,
         other_rotary: RotaryTable | None,
     ) -> Tensor:
-        """(B, Q, D) to the same; without the other stream's tokens (B, S, D), to the text alone."""
+        """(B, Q, D) to the same; without the other stream's tokens (B, S, D), to the text alone.
+
+        Tokens of one sample serve all samples of the text: nothing that is the same for all is computed twice.
+        """
         query = self._heads(self.norm_q(self.q(x_BQD)))
-        attended = self.processor(query, text)
+        samples = text.key_BSNK.shape[0]
+        # Not a view without a stride: some attention kernels refuse it.
+        attended = self.processor(query if len(query) == samples else query.repeat(samples, 1, 1, 1), text)
         if other_BSD is not None and other_rotary is not None:
             fused = self.processor(apply_rotary(query, rotary), self._project_other(other_BSD, other_rotary))
             attended = attended + fused

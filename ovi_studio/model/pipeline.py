@@ -110,6 +110,8 @@ class OviPipeline(DiffusionPipeline):
         num_inference_steps: int | None = None,
         video_guidance_scale: float | None = None,
         audio_guidance_scale: float | None = None,
+        video_guidance_interval: tuple[float, float] | None = None,
+        audio_guidance_interval: tuple[float, float] | None = None,
         slg_layer: int | None = None,
         shift: float | None = None,
         solver: Solver | None = None,
@@ -138,6 +140,8 @@ class OviPipeline(DiffusionPipeline):
             num_inference_steps: steps of the sampler.
             video_guidance_scale: how strongly the picture follows the prompt; 1 turns guidance off.
             audio_guidance_scale: how strongly the sound follows the prompt; 1 turns guidance off.
+            video_guidance_interval: shares of the run, from 0 to 1, between which the picture is guided.
+            audio_guidance_interval: the same for the sound. Steps outside of both run one pass instead of two.
             slg_layer: block that the negative pass skips; 0 skips none.
             shift: of the schedule.
             solver: "unipc", "dpm++" or "euler".
@@ -174,6 +178,8 @@ class OviPipeline(DiffusionPipeline):
             defaults.audio_guidance_scale if audio_guidance_scale is None else audio_guidance_scale,
             defaults.slg_layer if slg_layer is None else slg_layer,
             batched_guidance,
+            defaults.video_guidance_interval if video_guidance_interval is None else video_guidance_interval,
+            defaults.audio_guidance_interval if audio_guidance_interval is None else audio_guidance_interval,
         )
         self.check_inputs(prompt, text_states, image, height, width, num_frames, num_inference_steps, modality)
         self._check_numbers(guidance, shift, num_audio_latents)
@@ -394,6 +400,11 @@ class OviPipeline(DiffusionPipeline):
                 f"Guidance scales of {guidance.video_scale} and {guidance.audio_scale} are not possible.",
                 "Choose numbers from 1 (no guidance) upwards.",
             )
+        for start, end in (guidance.video_interval, guidance.audio_interval):
+            if not 0 <= start <= end <= 1:
+                raise InvalidInputError(
+                    f"Guidance cannot work from {start} to {end}.", "Give shares of the run, 0 ≤ start ≤ end ≤ 1."
+                )
         layers = self.transformer.config.num_layers
         if not 0 <= guidance.skip_layer < layers:
             raise InvalidInputError(

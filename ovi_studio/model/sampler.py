@@ -2,7 +2,8 @@
 
 Each step asks the transformer for the velocity of both streams, once with the prompt and once with the
 negative prompts (classifier-free guidance, a scale for each stream; the negative pass skips a block), and moves
-each stream by its own scheduler. Latents and scheduler state are float32 whatever the transformer's type.
+each stream by its own scheduler. Where neither stream is guided the negative pass is left out. Latents and scheduler
+state are float32 whatever the transformer's type.
 
 Noise is drawn on the CPU in float32 from two generators of one seed, so that every device gives the same clip.
 """
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from ovi_studio.model.schedulers import make_scheduler
-from ovi_studio.model.transformer import OviTransformer, TextKeyValues
-from ovi_studio.variants import Solver
+from ovi_studio.model.transformer import OviTransformer, TextKeyValues, first_text
+from ovi_studio.variants import WHOLE_RUN, Solver, is_guided
+
+NO_GUIDANCE = (1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,23 @@ class Guidance:
         audio_scale: the same for audio.
         skip_layer: block that the negative pass skips; 0 skips none.
         batched: run both passes as one batch (faster) instead of one after the other (less memory).
+        video_interval: shares of the run's steps, from 0 to 1, between which the picture is guided.
+        audio_interval: the same for the sound.
     """
 
     video_scale: float = 4.0
     audio_scale: float = 3.0
     skip_layer: int = 11
     batched: bool = True
+    video_interval: tuple[float, float] = WHOLE_RUN
+    audio_interval: tuple[float, float] = WHOLE_RUN
+
+    def scales_at(self, index: int, steps: int) -> tuple[float, float]:
+        """The scales of picture and sound in the step `index` of so many."""
+        return (
+            self.video_scale if is_guided(self.video_interval, index, steps) else 1.0,
+            self.audio_scale if is_guided(self.audio_interval, index, steps) else 1.0,
+        )
 
 
 def draw_noise(
@@ -118,7 +132,9 @@ class FusedSampler:
         self.estimate = Latents(None, None)
         self._sigmas: list[float] = self._video_scheduler.sigmas.tolist()
         self._text = text
-        self._passes: tuple[_Pass, ...] = ()
+        self._guided: tuple[_Pass, ...] = ()
+        self._plain: tuple[_Pass, ...] = ()
+        self._steps = num_inference_steps
         self._timesteps = self.timesteps
 
     @property
@@ -133,12 +149,16 @@ class FusedSampler:
         start = Latents(*(None if x is None else x.to(device, torch.float32) for x in (noise.video, noise.audio)))
         self._timesteps = self.timesteps.to(device)
         self.first_frame = None if self.first_frame is None else self.first_frame.to(device)
-        self._passes = tuple(self._prepare(p, start) for p in self._plan_passes(start))
+        made = (start.video is not None, start.audio is not None)
+        scales = [self._scales(made, index) for index in range(self._steps)]
+        guided, self._plain = self._plan_passes(start, is_guided=any(scale != NO_GUIDANCE for scale in scales))
+        self._guided = guided or self._plain
         return self._pin_first_frame(start)
 
     def step(self, latents: Latents, index: int) -> Latents:
         """Moves both streams from timestep `index` to the next; indices must come in order."""
-        video_velocity, audio_velocity = self._guided_velocity(latents, self._timesteps[index : index + 1])
+        scales = self._scales((latents.video is not None, latents.audio is not None), index)
+        video_velocity, audio_velocity = self._velocities(latents, self._timesteps[index : index + 1], scales)
         self.estimate = self._pin_first_frame(self._foresee(latents, video_velocity, audio_velocity, index))
         timestep = self.timesteps[index]
         video = audio = None
@@ -148,21 +168,27 @@ class FusedSampler:
             audio = self._audio_scheduler.step(audio_velocity, timestep, latents.audio, return_dict=False)[0]
         return self._pin_first_frame(Latents(video, audio))
 
-    def _guided_velocity(self, latents: Latents, timestep: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        outputs = [self._velocity(latents, timestep, p) for p in self._passes]
+    def _scales(self, made: tuple[bool, bool], index: int) -> tuple[float, float]:
+        """Of picture and sound in a step; a stream that is not made needs no guidance."""
+        video, audio = self.guidance.scales_at(index, self._steps)
+        return video if made[0] else 1.0, audio if made[1] else 1.0
+
+    def _velocities(
+        self, latents: Latents, timestep: Tensor, scales: tuple[float, float]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        passes = self._plain if scales == NO_GUIDANCE else self._guided
+        outputs = [self._velocity(latents, timestep, p) for p in passes]
         video = [video for video, _ in outputs if video is not None]
         audio = [audio for _, audio in outputs if audio is not None]
         return (
-            _guide(torch.cat(video), self.guidance.video_scale) if video else None,
-            _guide(torch.cat(audio), self.guidance.audio_scale) if audio else None,
+            _guide(torch.cat(video), scales[0]) if video else None,
+            _guide(torch.cat(audio), scales[1]) if audio else None,
         )
 
     def _velocity(self, latents: Latents, timestep: Tensor, p: "_Pass") -> tuple[Tensor | None, Tensor | None]:
         """Velocities of one pass in float32, batch first the prompt's, then the negative prompts'."""
         dtype = self._text.positive.dtype
-        video, audio = (
-            None if x is None else x.to(dtype).expand(p.batch, *x.shape[1:]) for x in (latents.video, latents.audio)
-        )
+        video, audio = (None if x is None else x.to(dtype) for x in (latents.video, latents.audio))
         out = self.transformer(
             video,
             audio,
@@ -187,26 +213,28 @@ class FusedSampler:
             None if latents.audio is None or audio is None else latents.audio - sigma * audio,
         )
 
-    def _plan_passes(self, start: Latents) -> tuple["_Pass", ...]:
-        """One pass without guidance, else a batch of two or two passes."""
+    def _plan_passes(self, start: Latents, is_guided: bool) -> tuple[tuple["_Pass", ...], tuple["_Pass"]]:
+        """The passes of a guided step (a batch of two, or two), and the one of a step without guidance.
+
+        The latter takes the prompt's text, and its keys and values, from the former.
+        """
         text, guidance = self._text, self.guidance
-        positive = _Pass(text.positive, text.positive)
-        scales = (
-            guidance.video_scale if start.video is not None else 1.0,
-            guidance.audio_scale if start.audio is not None else 1.0,
-        )
-        if scales == (1.0, 1.0):
-            return (positive,)
+        plain = _Pass(text.positive, text.positive)
+        if not is_guided:
+            return (), (self._prepare(plain, start),)
         negative = _Pass(text.video_negative, text.audio_negative, guidance.skip_layer)
         if not guidance.batched:
-            return positive, negative
+            plain = self._prepare(plain, start)
+            return (plain, self._prepare(negative, start)), (plain,)
         both = _Pass(
-            torch.cat((positive.video_text, negative.video_text)),
-            torch.cat((positive.audio_text, negative.audio_text)),
+            torch.cat((plain.video_text, negative.video_text)),
+            torch.cat((plain.audio_text, negative.audio_text)),
             guidance.skip_layer,
             skip_from=1,
         )
-        return (both,)
+        both = self._prepare(both, start)
+        key_values = None if both.key_values is None else tuple(first_text(block, 1) for block in both.key_values)
+        return (both,), (replace(plain, key_values=key_values),)
 
     def _prepare(self, p: "_Pass", start: Latents) -> "_Pass":
         if not self.cache_text:
@@ -231,10 +259,6 @@ class _Pass:
     skip_layer: int = 0
     skip_from: int = 0
     key_values: tuple[TextKeyValues, ...] | None = None
-
-    @property
-    def batch(self) -> int:
-        return self.video_text.shape[0]
 
 
 def _guide(velocity: Tensor, scale: float) -> Tensor:

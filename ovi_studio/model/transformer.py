@@ -148,6 +148,9 @@ class OviTransformer(ModelMixin, ConfigMixin, AttentionMixin, CacheMixin, PeftAd
     ) -> OviTransformerOutput | tuple[Tensor | None, Tensor | None] | tuple[TextKeyValues, ...]:
         """One forward pass.
 
+        Latents of one sample and texts of several, with one timestep, give as many velocities as there are texts:
+        the latents' way in and all of the first block that does not read the text run once for all of them.
+
         Args:
             hidden_states: video latents (B, C, F, H, W), or None to run the audio tower alone.
             audio_hidden_states: audio latents (B, A, C), or None to run the video tower alone.
@@ -306,7 +309,7 @@ class FusionBlock(nn.Module):
             None if audio_hidden_states is None else audio_hidden_states[:num_active],
             None if video is None else _first_samples(video, num_active),
             None if audio is None else _first_samples(audio, num_active),
-            None if text_key_values is None else _first_text(text_key_values, num_active),
+            None if text_key_values is None else first_text(text_key_values, num_active),
         )
         video_out, audio_out = (
             None if new is None or old is None else torch.cat((new, old[num_active:]))
@@ -353,17 +356,16 @@ class StreamHalf(nn.Module):
 
     def __init__(self, dim: int, ffn_dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.norm1 = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.eps = eps
         self.self_attn = SelfAttention(dim, num_heads, eps)
         self.norm3 = FP32LayerNorm(dim, eps, elementwise_affine=True)
         self.cross_attn = CrossAttention(dim, num_heads, eps)
-        self.norm2 = FP32LayerNorm(dim, eps, elementwise_affine=False)
         self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim))
         self.modulation = BlockModulation(dim)
 
     def attend_self(self, x_BLD: Tensor, mod: "Modulation", stream: StreamContext) -> Tensor:
         """Step 1, gated by the timestep."""
-        normed = modulate(self.norm1(x_BLD.float()), mod.shift_attn, mod.scale_attn, stream.num_clean).to(x_BLD.dtype)
+        normed = modulated_norm(x_BLD, mod.shift_attn, mod.scale_attn, stream.num_clean, self.eps)
         return gated_add(x_BLD, self.self_attn(normed, stream.rotary), mod.gate_attn, stream.num_clean)
 
     def attend_cross(
@@ -383,7 +385,7 @@ class StreamHalf(nn.Module):
 
     def feed_forward(self, x_BLD: Tensor, mod: "Modulation", stream: StreamContext) -> Tensor:
         """Step 3, gated by the timestep."""
-        normed = modulate(self.norm2(x_BLD.float()), mod.shift_ffn, mod.scale_ffn, stream.num_clean).to(x_BLD.dtype)
+        normed = modulated_norm(x_BLD, mod.shift_ffn, mod.scale_ffn, stream.num_clean, self.eps)
         return gated_add(x_BLD, self.ffn(normed), mod.gate_ffn, stream.num_clean)
 
 
@@ -415,14 +417,14 @@ class Head(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, eps: float) -> None:
         super().__init__()
-        self.norm = FP32LayerNorm(dim, eps, elementwise_affine=False)
+        self.eps = eps
         self.head = nn.Linear(dim, out_dim)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / math.sqrt(dim))
 
     def forward(self, x_BLD: Tensor, time_BRD: Tensor, num_clean: int) -> Tensor:
         """Tokens (B, L, D) to patches (B, L, out_dim)."""
         shift, scale = (self.modulation.float() + time_BRD.float()[:, :, None]).unbind(-2)
-        projected: Tensor = self.head(modulate(self.norm(x_BLD.float()), shift, scale, num_clean).to(x_BLD.dtype))
+        projected: Tensor = self.head(modulated_norm(x_BLD, shift, scale, num_clean, self.eps))
         return projected
 
 
@@ -535,20 +537,39 @@ def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
-def modulate(x_BLD: Tensor, shift_BRD: Tensor, scale_BRD: Tensor, num_clean: int) -> Tensor:
-    """Scales and shifts normalized tokens, the first `num_clean` by row 1; a scale of 0 changes nothing."""
-    out_BLD = x_BLD * (1 + scale_BRD[:, :1]) + shift_BRD[:, :1]
-    if num_clean:
-        out_BLD[:, :num_clean] = x_BLD[:, :num_clean] * (1 + scale_BRD[:, 1:]) + shift_BRD[:, 1:]
-    return out_BLD
+def modulated_norm(x_BLD: Tensor, shift_BRD: Tensor, scale_BRD: Tensor, num_clean: int, eps: float) -> Tensor:
+    """Layer norm without weights, then scaled and shifted by the timestep, in float32; returns the type of `x`.
+
+    The first `num_clean` tokens use row 1, the others row 0; a scale of 0 changes nothing. With one timestep for all
+    samples the modulation is the norm's weight and bias, and all of it one kernel.
+    """
+    rows = [(slice(None), 0)] + ([(slice(num_clean), 1)] if num_clean else [])
+    width, parts = x_BLD.shape[-1:], []
+    for tokens, row in rows:
+        scale, shift = 1 + scale_BRD[:, row], shift_BRD[:, row]
+        if len(scale) == 1:
+            parts.append(F.layer_norm(x_BLD[:, tokens].float(), width, scale[0], shift[0], eps))
+        else:
+            normed = F.layer_norm(x_BLD[:, tokens].float(), width, eps=eps)
+            parts.append(torch.addcmul(shift[:, None], normed, scale[:, None]))
+    return _with_clean(parts, num_clean).to(x_BLD.dtype)
 
 
 def gated_add(x_BLD: Tensor, y_BLD: Tensor, gate_BRD: Tensor, num_clean: int) -> Tensor:
-    """Adds `y`, weighted by `gate` as in `modulate`, in float32, and returns the type of `x`."""
-    out_BLD = x_BLD.float() + y_BLD * gate_BRD[:, :1]
+    """Adds `y`, weighted by `gate` as in `modulated_norm`, in float32, and returns the type of `x`."""
+    parts = [torch.addcmul(x_BLD.float(), y_BLD, gate_BRD[:, :1])]
     if num_clean:
-        out_BLD[:, :num_clean] = x_BLD[:, :num_clean].float() + y_BLD[:, :num_clean] * gate_BRD[:, 1:]
-    return out_BLD.to(x_BLD.dtype)
+        clean = slice(num_clean)
+        parts.append(torch.addcmul(x_BLD[:, clean].float(), y_BLD[:, clean], gate_BRD[:, 1:]))
+    return _with_clean(parts, num_clean).to(x_BLD.dtype)
+
+
+def _with_clean(parts: list[Tensor], num_clean: int) -> Tensor:
+    """All tokens, the first of them replaced by those that were worked out apart, if any were."""
+    out_BLD, *clean = parts
+    for part in clean:
+        out_BLD[:, :num_clean] = part
+    return out_BLD
 
 
 def _first_samples(stream: StreamContext, count: int) -> StreamContext:
@@ -556,5 +577,6 @@ def _first_samples(stream: StreamContext, count: int) -> StreamContext:
     return stream._replace(time_BR6D=stream.time_BR6D[:count], text_BTD=text)
 
 
-def _first_text(text: TextKeyValues, count: int) -> TextKeyValues:
+def first_text(text: TextKeyValues, count: int) -> TextKeyValues:
+    """The keys and values of the first samples."""
     return TextKeyValues(*(None if kv is None else KeyValue(*(x[:count] for x in kv)) for kv in text))

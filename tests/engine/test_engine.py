@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from ovi_studio import media
 from ovi_studio.engine.engine import OviEngine
 from ovi_studio.engine.meter import INTERVAL, StageMeter
-from ovi_studio.errors import OutOfMemoryError, WeightsError
+from ovi_studio.errors import EngineError, OutOfMemoryError, WeightsError
 from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, Planned, Stage, StageStarted, StepDone
 from ovi_studio.images import image_digest
 from ovi_studio.model.pipeline import OviPipeline
@@ -176,6 +176,27 @@ def test_adapters(tmp_path: Path, nano: OviPipeline) -> None:
     assert clip_of(run(engine, modality="video")).path.read_bytes() == plain
     (failed,) = run(engine, adapters=(Adapter(id="tame"),))
     assert "wild" in failed.problem
+
+
+def test_a_model_on_which_a_plan_could_not_be_put_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Part of it may be narrowed, or have adapters fused into it."""
+    loaded: list[OviPipeline] = []
+
+    def load(_variant: Variant, _store: Store) -> OviPipeline:
+        loaded.append(load_nano())
+        return loaded[-1]
+
+    def refuse(*_: object) -> None:
+        raise EngineError("The disk is full.", "Make room.")
+
+    engine = OviEngine(tmp_path, tmp_path / "cache", load=load)
+    with monkeypatch.context() as patch:
+        patch.setattr("ovi_studio.engine.engine.AppliedPlan", refuse)
+        assert isinstance(run(engine)[-1], Failed)
+    clip_of(run(engine))
+    assert len(loaded) == 2
 
 
 @pytest.mark.parametrize("when", [1, 3, 5, 8, 12])

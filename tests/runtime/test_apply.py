@@ -227,26 +227,28 @@ class CountedBlocks:
         monkeypatch.setattr(type(blocks[0]), "_run", counted)
 
 
+REUSING = plan_of(step_cache="first_block", step_cache_threshold=1e9)
+
+
 @pytest.mark.parametrize("guidance", ["batched", "sequential"])
 def test_step_cache_leaves_blocks_out(
     nano: OviPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance: Any
 ) -> None:
     """Where every step counts as similar, the other blocks run in the first step only, and are not streamed after."""
-    monkeypatch.setattr("ovi_studio.runtime.apply._FIRST_BLOCK_THRESHOLD", 1e9)
-    plan = plan_of(step_cache="first_block", guidance=guidance, transformer=streamed(resident=1))
+    plan = plan_of(
+        step_cache="first_block", step_cache_threshold=1e9, guidance=guidance, transformer=streamed(resident=1)
+    )
     for _ in range(2):  # a run starts without the memory of the one before
         counted = CountedBlocks(nano, monkeypatch)
         run(nano, plan, tmp_path, steps=6, skip_layer=0)
         passes = 1 if guidance == "batched" else 2
         assert counted.counts == [6 * passes, passes, passes, passes]
         monkeypatch.undo()
-        monkeypatch.setattr("ovi_studio.runtime.apply._FIRST_BLOCK_THRESHOLD", 1e9)
 
 
 @torch.no_grad()
-def test_step_cache_serves_both_streams(nano: OviPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_cache_serves_both_streams(nano: OviPipeline, tmp_path: Path) -> None:
     """The second forward is its own first block's output plus what the other blocks added in the first forward."""
-    monkeypatch.setattr("ovi_studio.runtime.apply._FIRST_BLOCK_THRESHOLD", 1e9)
     blocks = list(nano.transformer.blocks)
     draw = torch.Generator().manual_seed(1)
     text = torch.randn(1, 7, 128, generator=draw)
@@ -254,7 +256,7 @@ def test_step_cache_serves_both_streams(nano: OviPipeline, tmp_path: Path, monke
         (torch.randn(1, 16, 3, 4, 4, generator=draw), torch.randn(1, 9, 8, generator=draw), torch.tensor([t]), text)
         for t in (900.0, 850.0)
     ]
-    with AppliedPlan(nano, plan_of(step_cache="first_block"), tmp_path) as placed, placed.stage("denoise"):
+    with AppliedPlan(nano, REUSING, tmp_path) as placed, placed.stage("denoise"):
         _, found = (nano.transformer(*step) for step in steps)
 
     outputs: list[Any] = []
@@ -272,36 +274,77 @@ def test_step_cache_serves_both_streams(nano: OviPipeline, tmp_path: Path, monke
     assert_same([found.video, found.audio], [expected.video, expected.audio], 2e-6)
 
 
-def test_step_cache_that_never_hits_is_exact(
-    nano: OviPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ovi_studio.runtime.apply._FIRST_BLOCK_THRESHOLD", -1.0)
+def test_step_cache_that_never_hits_is_exact(nano: OviPipeline, tmp_path: Path) -> None:
     expected = run(nano, plan_of(), tmp_path, steps=3)
-    assert_same(run(nano, plan_of(step_cache="first_block"), tmp_path, steps=3), expected)
+    never = dataclasses.replace(REUSING, step_cache_threshold=-1.0)
+    assert_same(run(nano, never, tmp_path, steps=3), expected)
 
 
 @pytest.mark.parametrize("modality", ["video", "audio"])
-def test_step_cache_lets_single_streams_pass(
+def test_step_cache_serves_a_single_stream(
     nano: OviPipeline, tmp_path: Path, modality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ovi_studio.runtime.apply._FIRST_BLOCK_THRESHOLD", 1e9)
-    expected = run(nano, plan_of(), tmp_path, modality=modality, steps=3)
-    assert_same(run(nano, plan_of(step_cache="first_block"), tmp_path, modality=modality, steps=3), expected)
+    counted = CountedBlocks(nano, monkeypatch)
+    run(nano, REUSING, tmp_path, modality=modality, steps=3, skip_layer=0)
+    assert counted.counts == [3, 1, 1, 1]
+
+
+@pytest.mark.parametrize("changed", [0, 1], ids=["video", "audio"])
+@torch.no_grad()
+def test_a_change_in_either_stream_runs_all_blocks(
+    nano: OviPipeline, tmp_path: Path, changed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = CountedBlocks(nano, monkeypatch)
+    draw = torch.Generator().manual_seed(1)
+    text = torch.randn(1, 7, 128, generator=draw)
+    latents = [torch.randn(1, 16, 3, 4, 4, generator=draw), torch.randn(1, 9, 8, generator=draw)]
+    plan = dataclasses.replace(REUSING, step_cache_threshold=0.05)
+    with AppliedPlan(nano, plan, tmp_path) as placed, placed.stage("denoise"):
+        for _ in range(2):
+            nano.transformer(*latents, torch.tensor([900.0]), text)
+        assert counted.counts == [2, 1, 1, 1]
+        latents[changed] = -latents[changed]
+        nano.transformer(*latents, torch.tensor([900.0]), text)
+        assert counted.counts == [3, 2, 2, 2]
 
 
 def test_compiled_blocks(nano: OviPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled code inside of streaming and feed-forward parts, down to the operations that a backend is given.
 
     Generating C++ of them takes minutes and is left out; the card's test has Triton. All blocks share three graphs:
-    with and without a sample that skips, and for the text's keys and values.
+    for latents that both texts share, for two samples, and for the one that does not skip.
     """
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     expected = run(nano, plan_of(), tmp_path)
     plan = plan_of(compile=True, ffn_chunks=2, transformer=streamed(resident=1))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    assert_same(run(nano, plan, tmp_path), expected, 1e-4)
+    assert_same(run(nano, plan, tmp_path), expected, 1e-5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+
+
+@torch.no_grad()
+def test_compiled_blocks_serve_every_run(nano: OviPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other prompts, seeds, scales and step counts compile nothing; a third size neither: the second was for any."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    with AppliedPlan(nano, plan_of(compile=True), tmp_path) as placed, placed.stage("denoise"):
+
+        def sample(text: torch.Tensor, size: tuple[int, int, int], steps: int, scale: float, seed: int) -> None:
+            interval = (0.0, 0.6)  # steps of one pass too
+            guidance = Guidance(scale, scale, 1, video_interval=interval, audio_interval=interval)
+            sampler = FusedSampler(nano.transformer, TextStates(text, -text, text / 2), guidance, "euler", 5.0, steps)
+            latents = sampler.begin(nano.prepare_noise(*size, 16, seed=seed))
+            for index in range(steps):
+                latents = sampler.step(latents, index)
+
+        states = nano.encode_prompt(PROMPT)
+        sample(states, (64, 64, 5), 3, 4.0, 1)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            sample(states.flip(2), (64, 64, 5), 5, 2.5, 2)
+        sample(states, (64, 96, 9), 3, 4.0, 1)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            sample(states, (96, 128, 13), 4, 3.0, 3)
 
 
 # --- Lifetime ---------------------------------------------------------------------------------------------

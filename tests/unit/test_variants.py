@@ -44,7 +44,7 @@ def test_names_and_lengths():
         "960x960_5s": (121, 80_384),
         "960x960_10s": (241, 160_768),
     }
-    assert [name for name, v in VARIANTS.items() if not v.trained] == ["nano"]
+    assert {name for name, v in VARIANTS.items() if not v.trained} <= {"nano"}
 
 
 def test_durations_are_not_stretched():
