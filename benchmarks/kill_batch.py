@@ -77,7 +77,7 @@ def kill_batch(
         if process.wait() >= 0:
             raise SystemExit(f"the batch ended by itself, after {killed} kills: give it more clips or steps")
     subprocess.run(batch, stdout=subprocess.DEVNULL, check=True)
-    return _look(folder, library, clips, kills, time.monotonic() - begun)
+    return look(folder, library, clips, kills, time.monotonic() - begun)
 
 
 def _wait_for_claim(process: "subprocess.Popen[bytes]", library: Path) -> None:
@@ -107,7 +107,8 @@ def _rows(library: Path, sql: str) -> list[tuple[Any, ...]]:
         connection.close()
 
 
-def _look(folder: Path, library: Path, clips: int, kills: int, seconds: float) -> Outcome:
+def look(folder: Path, library: Path, clips: int, kills: int, seconds: float) -> Outcome:
+    """What is in `folder` after a batch: its clips, and what the library says of them."""
     files = sorted(path for path in (folder / "clips").rglob("*") if path.is_file())
     found = [path for path in files if path.suffix == ".mp4" and not path.name.startswith(".")]
     whole = [path for path in found if _is_whole(path)]

@@ -48,7 +48,7 @@ def test_the_shell_examples_are_understood(tmp_path: Path, monkeypatch: pytest.M
     assert len(lines) >= 4
     for line in lines:
         arguments = shlex.split(line, comments=True)[1:]
-        if arguments[0] == "lint":
+        if arguments[:1] == ["lint"]:
             assert main(arguments) == 1, "the example shows a fault"
         else:
             with pytest.raises(SystemExit) as stop:

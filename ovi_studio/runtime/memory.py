@@ -320,7 +320,7 @@ def denoise_activation_bytes(
     blocks_tokens = (tokens[0] if own_tokens is None else own_tokens, tokens[1])
     text_tokens = 0 if text_cache else variant.text_len
     block = block_activation_bytes(shape, blocks_tokens, batch, width, ffn_chunks, text_tokens)
-    patch = batch * width * (sum(tokens) * shape.dim + 3 * tokens[1] * shape.audio_patch_hidden_dim)
+    patch = width * (sum(tokens) * shape.dim + 3 * tokens[1] * shape.audio_patch_hidden_dim)  # the passes share it
     normed = (2 if width == 4 else 3) * 4 * (text // width)  # where RMS norm is not one kernel
     projection = embedded + text + normed if text_cache else 0
     block = max(block, patch) + (0 if text_cache else embedded)

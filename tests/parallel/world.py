@@ -28,7 +28,7 @@ from ovi_studio.runtime.sharding import Sharded
 CPU = torch.device("cpu")
 
 
-def run_world(size: int, work: Callable[[int], Any], timeout: float = 120.0) -> list[Any]:
+def run_world(size: int, work: Callable[[int], Any], timeout: float = 600.0) -> list[Any]:
     """What `work(rank)` returns on each of `size` joined processes."""
     context = multiprocessing.get_context("fork")  # torch is loaded already: spawned ones would take half a minute
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +51,7 @@ def _rank(size: int, rank: int, work: Callable[[int], Any], folder: Path) -> Non
     try:
         dist.init_process_group(
             "gloo", store=FileStore(str(folder / "store"), size), rank=rank, world_size=size,
-            timeout=timedelta(seconds=60),
+            timeout=timedelta(seconds=300),
         )  # fmt: skip
         found = (work(rank), "")
     except BaseException:  # noqa: BLE001  told to the parent
