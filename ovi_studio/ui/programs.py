@@ -5,10 +5,12 @@
 They are the same doors as the page's: a visitor's program sees and changes what is that visitor's.
 """
 
+import json
 from typing import Any
 
 import gradio as gr
 
+from ovi_studio.errors import InvalidInputError
 from ovi_studio.request import GenerationRequest
 from ovi_studio.studio.job import STATUSES, Job
 from ovi_studio.studio.library import Filter
@@ -139,6 +141,8 @@ class Programs:
         Returns:
             The jobs, as `status` tells them.
         """
+        if status and status not in STATUSES:
+            raise InvalidInputError(f"There is no status {status!r}.", f"Give one of {', '.join(STATUSES)}, or none.")
         statuses = tuple(each for each in STATUSES if each == status)
         found = self._visits.of(request).page(Filter(statuses, text=text), max(0, page))
         return [_told(job) for job in found.jobs]
@@ -169,6 +173,6 @@ def _told(job: Job) -> Answer:
         "remedy": job.remedy,
         "seed": job.seed,
         "title": title_of(job),
-        "variant": job.request.variant,
+        "variant": str(json.loads(job.request_json).get("variant", "")),  # it may be known no longer
     }
     return told_of | ({"clip": f"studio/clip/{job.id}.mp4"} if job.status == "done" else {})

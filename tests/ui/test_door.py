@@ -152,6 +152,8 @@ def test_limits_of_a_visitor(public: Served) -> None:
         with pytest.raises(AppError):
             bob.predict(api_name="/generate", **fields)
     assert bob.predict(api_name="/library", status="") == []
+    with pytest.raises(AppError, match="no status 'finished'"):
+        bob.predict(api_name="/library", status="finished")
 
 
 def test_nothing_tells_where_files_are(public: Served) -> None:
