@@ -398,7 +398,7 @@ def test_ten_runs_in_a_row_do_not_grow(tmp_path: Path) -> None:
         clip_of(run(engine, num_inference_steps=1))
     later, held_later = alive(engine)
     assert later <= tensors
-    assert held_later - held < 15e6  # the transformer alone has 28 MB
+    assert held_later - held < 25e6  # the transformer alone has 28 MB, and would be kept more than once
     assert [path for path in cache.rglob("*.weights") if not path.is_relative_to(cache / "preview")]
     engine.close()
     assert not list(cache.rglob("*.weights"))
