@@ -2,7 +2,7 @@
 PYTHON ?= python
 export HF_HUB_OFFLINE = 1
 
-.PHONY: check format lint types layers test test-fast
+.PHONY: check format lint types layers test test-fast screenshots
 
 check: format lint types layers test
 
@@ -23,3 +23,6 @@ test:
 
 test-fast:
 	$(PYTHON) -m pytest -n 2 --dist worksteal -m "not slow and not browser and not distributed and not gpu"
+
+screenshots:  # of the page, into docs/pictures
+	$(PYTHON) -m tests.browser.screenshots

@@ -51,6 +51,7 @@ function draw() {
   setPlaying(false);
   videos = [];
   pair.replaceChildren();
+  if (!open) element.closest("#right")?.dispatchEvent(new Event("parted"));
   if (!open) return;
   videos = clips.map((clip) =>
     make("video", { src: `studio/clip/${clip.id}.mp4`, playsinline: true, preload: "auto", hidden: !clip.has_picture }));

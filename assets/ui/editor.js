@@ -63,7 +63,7 @@ async function check() {
   const text = area.value;
   const number = ++asked;
   const answer = await server.check({ text, variant: props.variant }).catch(() => null); // the server is away
-  if (!answer || number !== asked || text !== area.value) return;
+  if (!answer || answer.problem || number !== asked || text !== area.value) return;
   report = answer;
   showBudget();
   showFindings();
@@ -245,6 +245,12 @@ watch("value", () => {
   check();
 });
 watch("variant", check);
+watch("conversion", () => {
+  const [from, to] = props.conversion;
+  if (area.value !== from || from === to) return;
+  area.value = to;
+  changed(0);
+});
 area.value = known;
 paint();
 check();

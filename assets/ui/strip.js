@@ -24,11 +24,18 @@ function draw() {
     make("li", {},
       make("button", { type: "button", "data-key": clip.id, title: clip.title, "aria-label": `Show ${clip.title}`, onclick: () => pick("show", [clip.id]) },
         clip.has_picture ? make("img", { src: `studio/thumb/${clip.id}.jpg`, alt: "", loading: "lazy" })
-          : make("span", { class: "ovi-note-sign", "aria-hidden": "true" }, "♪"),
+          : make("span", { class: clip.status === "done" ? "ovi-note-sign" : "ovi-note-sign ovi-no-clip", "aria-hidden": "true" },
+            clip.status === "done" ? "♪" : "✕"),
         make("span", {}, clip.status === "done" ? clip.label : clip.status)),
       clip.status === "done" ? make("label", { title: "Compare" },
         make("input", { type: "checkbox", "data-key": `tick ${clip.id}`, value: clip.id, checked: ticked.includes(clip.id),
           "aria-label": `Compare ${clip.title}`, onchange: (event) => tick(clip.id, event.target.checked) })) : null)));
 }
+// The comparison was closed by something else: nothing is ticked any more.
+element.closest("#right").addEventListener("parted", () => {
+  if (ticked.length < 2) return;
+  ticked = [];
+  list.querySelectorAll("input").forEach((box) => { box.checked = false; });
+});
 watch("value", draw);
 draw();

@@ -7,7 +7,7 @@ const [legend, box] = [element.querySelector("legend"), element.querySelector("f
 function sign(choice) {
   if (!choice.shape) return choice.sign ? make("span", { class: "ovi-sign", "aria-hidden": "true" }, choice.sign) : null;
   const [height, width] = choice.shape;
-  const scale = 30 / Math.max(height, width);
+  const scale = 24 / Math.max(height, width);
   return make("span", { class: "ovi-shape", "aria-hidden": "true" },
     make("span", { style: `width:${width * scale}px;height:${height * scale}px` }));
 }

@@ -37,7 +37,7 @@ class AdapterChoice:
 
 def _rows(chosen: list[str], rows: list[Row]) -> Any:
     """A row for every adapter that is chosen; those that were there keep their numbers."""
-    known = {row[0]: row for row in rows}
+    known = {str(row[0]): row for row in rows if row}
     return gr.update(value=[known.get(name, [name, 1.0, "both"]) for name in chosen], visible=bool(chosen))
 
 

@@ -5,6 +5,7 @@ right  the run, the clip, recent clips: `viewer.py`
 """
 
 import html
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,8 +78,7 @@ class Create:
     def _build(self, adapters: list[str]) -> Form:
         """The left side, from top to bottom."""
         variant = get_variant(form.START)
-        functions = [editor.check, editor.edit_script]
-        prompt = widgets.editor(_EXAMPLE, variant.name, variant.caption_dialect, functions)
+        prompt = widgets.editor(_EXAMPLE, variant.name, variant.caption_dialect, editor.calls(self._visits))
         with gr.Column(elem_classes="ovi-card"):
             self._starting = Starting(self._visits)
             self._rewriting = Rewriting(self._visits)
@@ -160,9 +160,9 @@ class Create:
     def _reuse(self, shown: str, request: gr.Request) -> dict[Any, Any]:
         return self._form.filled(self._visits.of(request).job(shown).request)
 
-    def _more(self, shown: str, takes: int, request: gr.Request) -> Any:
+    def _more(self, shown: str, takes: int | None, request: gr.Request) -> Any:
         visit = self._visits.of(request)
-        visit.again(shown, int(takes))
+        visit.again(shown, takes or 1)
         gr.Info("Queued, with new seeds.")
         return self._viewer.recent(visit)
 
@@ -177,16 +177,19 @@ class Create:
         drawn = visit.draw(self._form.request({**values, self._form.draw_frame: True}))
         return widgets.shown_picture(drawn), False
 
-    def _put_by(self, values: Values) -> Any:
+    def _put_by(self, values: Values, request: gr.Request) -> Any:
+        """What stands in the form, for the browser to keep; a visitor's names no file of this machine."""
         try:
-            return self._form.request(values).model_dump_json()
+            wanted = self._form.request(values)
+            owner = self._visits.of(request).person.is_owner
+            return wanted.model_dump_json() if owner else json.dumps(wanted.embedded())
         except InvalidInputError:  # half-written: the last whole draft is kept
             return gr.skip()
 
-    def _recall(self, draft: str | None, request: gr.Request) -> dict[Any, Any]:
+    def _recall(self, draft: Any, request: gr.Request) -> dict[Any, Any]:
         """What was written the last time, as the browser kept it. Of a visitor's, no path is believed."""
         seed = {self._form.seed: form.new_seed()}
-        if not draft:
+        if not isinstance(draft, str):
             return seed
         try:
             wanted = GenerationRequest.from_json(draft)

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ovi_studio.errors import InvalidInputError
 from ovi_studio.studio.desk import Desk
 from ovi_studio.studio.visits import OWNER, Limits, Person, Visit
+from ovi_studio.ui import passing
 
 OWNER_NAME = "owner"
 VISITOR_COOKIE = "ovi-visitor"
@@ -39,7 +40,9 @@ _YEAR = 365 * 86_400
 _FIRST_DELAY, _LONGEST_DELAY = 0.5, 10.0  # seconds after wrong passwords, doubling; guessed
 _FORGET_SECONDS = 600.0  # guessed: wrong passwords of an address are forgotten after this long
 _WAITING_LOGINS = 4  # of an address at once; guessed
-_FETCHES_OUTSIDE = re.compile(r"/file=(?:https?|ftp)(?::|%3a)", re.IGNORECASE)
+# What gradio offers and this page has no use for: it runs ffmpeg on uploads, keeps forms on the disk, asks servers.
+_UNUSED = re.compile(r"^/gradio_api/(?:process_recording|deep_link|proxy=|custom_component|vibe-|undo-vibe-|stream/)")
+_FETCHES_OUTSIDE = re.compile(r"/file[=/](?:https?|ftp)(?::|%3a)", re.IGNORECASE)
 
 _logger = logging.getLogger(__name__)
 
@@ -204,6 +207,7 @@ class DoorMiddleware:
         self._app = app
         self._door = door
         self._logins = _Logins()
+        self._allowance = passing.Allowance()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -216,12 +220,37 @@ class DoorMiddleware:
             await refusal(scope, receive, send)
         elif request.method == "POST" and request.url.path.rstrip("/").endswith("/login"):
             await self._logins.pass_on(request, self._app, receive, send)
+        elif request.method == "POST" and request.url.path.rstrip("/").endswith("/upload"):
+            await self._take_in(request, receive, self._naming(request, send))
         elif self._is_owner_link(request):
             answer = RedirectResponse("./", 302)
             answer.set_cookie(OWNER_COOKIE, self._door.owner_token, max_age=_YEAR, httponly=True, samesite="lax")
             await answer(scope, receive, send)
         else:
-            await self._app(scope, receive, self._naming(request, send))
+            await self._pass_on(request, receive, self._naming(request, send))
+
+    async def _pass_on(self, request: Request, receive: Receive, send: Send) -> None:
+        try:
+            scope = passing.found(request.scope)
+        except InvalidInputError as error:
+            await PlainTextResponse(str(error), 404)(request.scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _take_in(self, request: Request, receive: Receive, send: Send) -> None:
+        """An upload; gradio turns away those who are not logged in."""
+        try:
+            person = self._door.person(request.cookies)
+        except InvalidInputError:
+            await self._app(request.scope, receive, send)
+            return
+        if not person.is_owner:
+            if self._allowance.is_spent(person.id):
+                words = f"A visitor can send {passing.VISITORS_BYTES >> 20} MB a day. Try again tomorrow."
+                await PlainTextResponse(words, 429)(request.scope, receive, send)
+                return
+            receive = self._allowance.counting(person.id, receive)
+        await self._app(request.scope, receive, passing.aliased(send))
 
     def _refusal(self, request: Request) -> PlainTextResponse | None:
         host = (request.headers.get("host") or "").lower()
@@ -232,6 +261,8 @@ class DoorMiddleware:
             return PlainTextResponse("Another site cannot speak for you here.", 403)
         if _FETCHES_OUTSIDE.search(request.url.path) or _FETCHES_OUTSIDE.search(str(request.url)):
             return PlainTextResponse("This server fetches nothing from elsewhere.", 403)
+        if _UNUSED.search(request.url.path):
+            return PlainTextResponse("There is nothing here.", 404)
         if int(request.headers.get("content-length", "0") or 0) > MAX_BODY_BYTES:
             return PlainTextResponse(f"At most {MAX_BODY_BYTES >> 20} MB can be sent at once.", 413)
         return None

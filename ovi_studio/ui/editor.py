@@ -3,6 +3,7 @@
 Positions go to the browser in UTF-16 units, as its text fields count.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from ovi_studio.errors import InvalidInputError
@@ -11,18 +12,52 @@ from ovi_studio.prompt import Dialect, parse
 from ovi_studio.request import MAX_PROMPT
 from ovi_studio.script import Script
 from ovi_studio.speech import counts_characters, detect_language, speech_seconds, word_budget
+from ovi_studio.studio.visits import Visit
+from ovi_studio.ui.calls import Answer, Call, Calls
+from ovi_studio.ui.door import Visits
 from ovi_studio.variants import Variant, get_variant
 
-Asked = dict[str, Any]
+
+@dataclass(frozen=True)
+class TextAsked:
+    """A text, and the model that it is for."""
+
+    text: str
+    variant: str
 
 
-def check(asked: Asked) -> dict[str, Any]:
-    """Everything that the editor shows about a text: findings, budget, script.
+@dataclass(frozen=True)
+class ChangeAsked:
+    """A change in the script view.
 
     Args:
-        asked: `text` and `variant`.
+        text: before it.
+        variant: the model that it is for.
+        op: cell, add, remove, move, ambience or ending.
+        row: that is changed.
+        column: of the cell.
+        to: where the row is moved.
+        value: what is written there.
     """
-    text, variant = _asked(asked)
+
+    text: str
+    variant: str
+    op: str
+    row: int = 0
+    column: str = ""
+    to: int = 0
+    value: str = ""
+
+
+def calls(visits: Visits) -> list[Call]:
+    """What the editor's script calls."""
+    made = Calls(visits).made
+    return [made("check", TextAsked, _check), made("edit_script", ChangeAsked, _edit_script)]
+
+
+def _check(_visit: Visit, asked: TextAsked) -> Answer:
+    """Everything that the editor shows about a text: findings, budget, script."""
+    text, variant = asked.text[:MAX_PROMPT], get_variant(asked.variant)
     dialect = Dialect(variant.caption_dialect)
     findings = lint(text, dialect, variant.duration) if text.strip() else ()
     return {
@@ -33,41 +68,26 @@ def check(asked: Asked) -> dict[str, Any]:
     }
 
 
-def edit_script(asked: Asked) -> dict[str, Any]:
-    """The text after a change in the script view, and its script; or the problem that keeps it as it is.
-
-    Args:
-        asked: `text`, `variant`, and what to do: `op` with `row`, `column`, `to`, `value` as it needs them.
-    """
-    text, variant = _asked(asked)
-    script = Script.from_prompt(text)
-    try:
-        match asked:
-            case {
-                "op": "cell",
-                "row": int(row),
-                "column": "lead" | "who" | "how" | "words" as column,
-                "value": str(value),
-            }:
-                script = script.with_cell(row, column, value)
-            case {"op": "add"}:
-                script = script.with_line_added(len(script.lines))
-            case {"op": "remove", "row": int(row)}:
-                script = script.with_line_removed(row)
-            case {"op": "move", "row": int(row), "to": int(to)}:
-                script = script.with_line_moved(row, to)
-            case {"op": "ambience", "value": str(value)}:
-                script = script.with_ambience(value)
-            case {"op": "ending", "value": str(value)}:
-                script = script.with_ending(value)
-    except InvalidInputError as error:
-        return {"problem": str(error)}
+def _edit_script(_visit: Visit, asked: ChangeAsked) -> Answer:
+    """The text after a change in the script view, and its script."""
+    variant, script = get_variant(asked.variant), Script.from_prompt(asked.text[:MAX_PROMPT])
+    match asked.op, asked.column:
+        case "cell", "lead" | "who" | "how" | "words" as column:
+            script = script.with_cell(asked.row, column, asked.value)
+        case "add", _:
+            script = script.with_line_added(len(script.lines))
+        case "remove", _:
+            script = script.with_line_removed(asked.row)
+        case "move", _:
+            script = script.with_line_moved(asked.row, asked.to)
+        case "ambience", _:
+            script = script.with_ambience(asked.value)
+        case "ending", _:
+            script = script.with_ending(asked.value)
+        case _:
+            raise InvalidInputError("This cannot be done with a script.", "Open the page again.")
     text = script.to_prompt(Dialect(variant.caption_dialect))
     return {"text": text, "script": _script(text)}
-
-
-def _asked(asked: Asked) -> tuple[str, Variant]:
-    return str(asked.get("text", ""))[:MAX_PROMPT], get_variant(str(asked.get("variant", "")))
 
 
 def _shown(text: str, finding: Finding) -> dict[str, Any]:

@@ -6,28 +6,64 @@ What stands at the model's own default is left open in the request, so that anot
 """
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
 import gradio as gr
+from pydantic import TypeAdapter, ValidationError
 
 from ovi_studio.errors import InvalidRequestError, MediaError
 from ovi_studio.prompt import Dialect, to_dialect
-from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, ImageFrame, Quality
+from ovi_studio.request import SEEDS, Adapter, GeneratedFrame, GenerationRequest, ImageFrame, Quality
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui.adapters import shown_adapters
 from ovi_studio.ui.widgets import Choice, picture, shown_picture, tiles, uploaded
-from ovi_studio.variants import VARIANTS, Size, Solver, Variant, get_variant, parse_size
+from ovi_studio.variants import VARIANTS, Modality, Size, Solver, Variant, get_variant, parse_size
 
 START = "nano"  # a new user has nothing else
 _DEFAULTS = (
     "num_inference_steps", "solver", "shift", "video_guidance_scale", "audio_guidance_scale", "slg_layer",
     "video_negative_prompt", "audio_negative_prompt",
 )  # fmt: skip
-_WHOLE = ("num_inference_steps", "slg_layer", "takes", "seed")  # the browser tells 30 and 30.0 alike
 Values = Mapping[Any, Any]  # component → what stands in it, as the browser tells it
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a browser says of the form's inputs, as far as it was asked, once it is what each of them can hold.
+
+    Whole numbers may come as 30.0. Whether all of it can be asked for, the request knows.
+    """
+
+    prompt: str | None = None
+    variant: str = START
+    modality: str = "both"
+    size: str | None = None
+    own_size: str | None = None
+    image: dict[str, Any] | None = None
+    draw_frame: bool = False
+    frame_prompt: str | None = None
+    frame_seed: str | None = None
+    seed: int | None = None
+    keep_seed: bool = False
+    takes: int | None = None
+    num_inference_steps: int | None = None
+    solver: str | None = None
+    shift: float | None = None
+    video_guidance_scale: float | None = None
+    audio_guidance_scale: float | None = None
+    slg_layer: int | None = None
+    video_negative_prompt: str | None = None
+    audio_negative_prompt: str | None = None
+    adapters: dict[str, Any] | None = None
+    quality: str = "auto"
+    shown_variant: str = START
+
+
+_TOLD = TypeAdapter(Told)
+_ADAPTER_ROWS = TypeAdapter(list[tuple[str, float, Modality]])
 
 
 @dataclass(frozen=True)
@@ -85,25 +121,40 @@ class Form:
         Raises:
             InvalidInputError: it cannot be.
         """
-        told = {name: values[getattr(self, name)] for name in _INPUTS}
-        told |= {name: None if told[name] is None else int(told[name]) for name in _WHOLE}
+        told = self.told(values)
         # of a model that was chosen a moment ago the defaults may not stand in the form yet
-        variant, shown = get_variant(told["variant"]), get_variant(told["shown_variant"])
-        settings = {name: _open(told[name], getattr(shown.defaults, name)) for name in _DEFAULTS}
-        chosen_size = told["size"] if shown == variant else ""
-        size = (told["own_size"] or "").strip() or chosen_size  # typed, and not yet a tile
+        variant, shown = get_variant(told.variant), get_variant(told.shown_variant)
+        settings = {name: _open(getattr(told, name), getattr(shown.defaults, name)) for name in _DEFAULTS}
+        chosen_size = told.size if shown == variant else ""
+        size = (told.own_size or "").strip() or chosen_size  # typed, and not yet a tile
         return GenerationRequest.create(
-            prompt=to_dialect(told["prompt"] or "", Dialect(variant.caption_dialect)),
+            prompt=to_dialect(told.prompt or "", Dialect(variant.caption_dialect)),
             variant=variant.name,
-            modality=told["modality"],
+            modality=told.modality,
             size=tuple(parse_size(size)) if size else None,
             first_frame=_first_frame(told, self.frames),
-            seed=told["seed"] if told["keep_seed"] else None,
-            takes=1 if told["takes"] is None else told["takes"],
-            adapters=_adapters(told["adapters"]["data"]),
-            quality=told["quality"],
+            seed=told.seed if told.keep_seed else None,
+            takes=1 if told.takes is None else told.takes,
+            adapters=_adapters(told.adapters),
+            quality=told.quality,
             **settings,
         )
+
+    def told(self, values: Values) -> Told:
+        """What stands in the form.
+
+        Raises:
+            InvalidRequestError: something that cannot.
+        """
+        inputs = {name: getattr(self, name) for name in _INPUTS}
+        try:
+            return _TOLD.validate_python({name: values[each] for name, each in inputs.items() if each in values})
+        except ValidationError as error:
+            fault = error.errors(include_url=False)[0]
+            name = inputs[str(fault["loc"][0])].label or str(fault["loc"][0])
+            whole = "whole " if fault["type"] == "int_from_float" else ""
+            number = f"a {whole}number" if fault["type"].startswith(("int", "float")) else "something else"
+            raise InvalidRequestError(f"{name}: this cannot be.", f"Give {number}.") from error
 
     def filled(self, request: GenerationRequest, *, prompt: str | None = None) -> dict[Any, Any]:
         """Updates that make the form show `request`; a picture that is not on this machine is left out.
@@ -151,28 +202,27 @@ class Form:
         Raises:
             InvalidInputError: it is no size.
         """
-        typed = (values[self.own_size] or "").strip()
-        variant = get_variant(values[self.variant])
+        told = self.told(values)
+        typed, variant = (told.own_size or "").strip(), get_variant(told.variant)
         return self._shown_size(variant.snap_size(*parse_size(typed)), variant) if typed else {self.own_size: ""}
 
     def for_variant(self, values: Values) -> dict[Any, Any]:
         """Updates for a new model: its sizes and dialect; what stood at the old model's default takes the new one's."""
-        old, new = get_variant(values[self.shown_variant]), get_variant(values[self.variant])
+        told = self.told(values)
+        old, new = get_variant(told.shown_variant), get_variant(told.variant)
         if old == new:  # the form was filled with it already
             return {self.shown_variant: new.name}
-        written = values[self.prompt] or ""
+        written = told.prompt or ""
         prompt = to_dialect(written, Dialect(new.caption_dialect))
-        changed = {} if prompt == written else {"value": prompt}  # somebody may be writing
         updates: dict[Any, Any] = {
-            self.prompt: gr.update(**changed, **editor_props(new)),
+            self.prompt: gr.update(conversion=[written, prompt], **editor_props(new)),
             self.shown_variant: new.name,
             **self._shown_size(None, new),
         }
         for name in _DEFAULTS:
-            component = getattr(self, name)
-            if values[component] == getattr(old.defaults, name):
-                updates[component] = getattr(new.defaults, name)
-        layer: Any = updates.get(self.slg_layer, values[self.slg_layer])
+            if getattr(told, name) == getattr(old.defaults, name):
+                updates[getattr(self, name)] = getattr(new.defaults, name)
+        layer: Any = updates.get(self.slg_layer, told.slg_layer)
         updates[self.slg_layer] = min(layer or 0, new.transformer.num_layers - 1)
         return updates
 
@@ -198,15 +248,15 @@ def _open(value: Any, default: Any) -> Any:
     return None if value in (None, default) else value
 
 
-def _first_frame(told: Mapping[str, Any], frames: Frames) -> ImageFrame | GeneratedFrame | None:
-    if told["modality"] == "audio":
+def _first_frame(told: Told, frames: Frames) -> ImageFrame | GeneratedFrame | None:
+    if told.modality == "audio":
         return None
-    if told["draw_frame"]:
-        prompt, seed = ((told[name] or "").strip() for name in ("frame_prompt", "frame_seed"))
-        if seed and not seed.isdecimal():
+    if told.draw_frame:
+        prompt, seed = (told.frame_prompt or "").strip(), (told.frame_seed or "").strip()
+        if seed and not (seed.isdecimal() and len(seed) <= len(str(SEEDS))):
             raise InvalidRequestError("The seed of the first frame is not a whole number.", "Clear it, or give one.")
         return GeneratedFrame(prompt=prompt or None, seed=int(seed) if seed else None)
-    return _kept(uploaded(told["image"]), frames) if told["image"] else None
+    return _kept(uploaded(told.image), frames) if told.image else None
 
 
 def _kept(picture: Path, frames: Frames) -> ImageFrame:
@@ -217,8 +267,15 @@ def _kept(picture: Path, frames: Frames) -> ImageFrame:
         raise MediaError(error.problem.replace(str(picture), picture.name), error.remedy) from error
 
 
-def _adapters(rows: Sequence[Sequence[Any]]) -> tuple[Adapter, ...]:
-    return tuple(Adapter(id=name, strength=float(strength), tower=tower) for name, strength, tower in rows if name)
+def _adapters(table: Mapping[str, Any] | None) -> tuple[Adapter, ...]:
+    """Those of the table's rows."""
+    try:
+        rows = _ADAPTER_ROWS.validate_python((table or {}).get("data", []))
+        return tuple(Adapter(id=name, strength=strength, tower=tower) for name, strength, tower in rows if name)
+    except ValidationError as error:
+        raise InvalidRequestError(
+            "An adapter cannot be put on like this.", "Give a strength from -4 to 4, and both, video or audio."
+        ) from error
 
 
 def editor_props(variant: Variant) -> dict[str, str]:
@@ -298,8 +355,10 @@ def build_advanced() -> dict[str, Any]:
         made["video_negative_prompt"] = gr.Textbox(usual.video_negative_prompt, label="Not to be seen", lines=2)
         made["audio_negative_prompt"] = gr.Textbox(usual.audio_negative_prompt, label="Not to be heard", lines=2)
     with gr.Row():
-        made["own_size"] = gr.Textbox(label="Own size", placeholder="height x width, as 704x1280", max_lines=1)
-        made["quality"] = gr.Radio(list(get_args(Quality)), value="auto", label="How the machine is used")
+        made["own_size"] = gr.Textbox(
+            label="Own size", placeholder="as 704x1280, height first", max_lines=1, scale=1, min_width=160
+        )
+        made["quality"] = gr.Radio(list(get_args(Quality)), value="auto", label="How the machine is used", scale=2)
     return made
 
 
@@ -314,7 +373,7 @@ def build_first_frame() -> dict[str, Any]:
         draw = gr.Checkbox(label="Have it drawn by FLUX before the clip is made", value=False)
         with gr.Row():
             prompt = gr.Textbox(
-                label="What FLUX draws", placeholder="the clip's prompt, without speech and sound", lines=2, scale=3
+                label="What FLUX draws", placeholder="the clip's prompt, without speech and sound", max_lines=4, scale=3
             )
             seed = gr.Textbox(label="Its seed", placeholder="the clip's", max_lines=1, min_width=100)
         now = gr.Button("Draw it now", size="sm")

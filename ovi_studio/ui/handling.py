@@ -1,12 +1,14 @@
 """How the page listens to its events: quietly, privately, and with errors told as sentences."""
 
 import html
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import gradio as gr
+from pydantic import TypeAdapter, ValidationError
 
 from ovi_studio.errors import InvalidInputError, OviStudioError
 
@@ -26,8 +28,8 @@ def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any
         handler: gets what stands in the inputs.
         inputs: components; a set of them is handed over as one mapping.
         outputs: components.
-        raw: hand it over as the browser tells it. Else gradio reads pictures first, and a broken one fails there,
-            without a word that helps.
+        raw: hand it over as the browser tells it, which is then to be checked. Else gradio reads pictures first, and a
+            broken one fails there, without a word that helps.
 
     Returns:
         What listens; its `then` is the event of being done.
@@ -53,15 +55,23 @@ def without_folders(text: str) -> str:
 def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callable[Arguments, Answer]:
     """The boundary of the page: our errors become a message on it, in which files go by their names alone.
 
+    A request may be written by hand: what it says is held against the handler's annotations first.
+
     Args:
         handler: what may raise them.
         markup: whether messages are shown as markup, as the page does: then what they hold is escaped.
     """
+    expected = _expected(handler)
 
     @wraps(handler)
     def guarded(*arguments: Arguments.args, **named: Arguments.kwargs) -> Answer:
         try:
-            return handler(*arguments, **named)
+            checked = [kind.validate_python(each) for kind, each in zip(expected, arguments, strict=False)]
+        except ValidationError as error:
+            words = "The page asked for something that cannot be. Open it again."
+            raise gr.Error(words, title="Please change this", print_exception=False) from error
+        try:
+            return handler(*checked, *arguments[len(checked) :], **named)  # type: ignore[arg-type]
         except OviStudioError as error:
             title = "Please change this" if isinstance(error, InvalidInputError) else "That did not work"
             message = without_folders(str(error))
@@ -69,3 +79,10 @@ def told(handler: Callable[Arguments, Answer], *, markup: bool = True) -> Callab
             raise gr.Error(message, title=title, print_exception=False) from error
 
     return guarded
+
+
+def _expected(handler: Callable[..., Any]) -> list[TypeAdapter[Any]]:
+    """What its arguments must be, in their order; anything where nothing is said."""
+    hints = get_type_hints(handler)
+    kinds = [hints.get(name, Any) for name in inspect.signature(handler).parameters]
+    return [TypeAdapter(Any if kind is gr.Request else kind) for kind in kinds]

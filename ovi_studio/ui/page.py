@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from starlette.routing import Route
 from ovi_studio import __version__
 from ovi_studio.assets import data_path
 from ovi_studio.engine import Engine
-from ovi_studio.engine.worker import WorkerEngine
+from ovi_studio.engine.pool import machine_engine
 from ovi_studio.errors import EngineError, InvalidInputError
 from ovi_studio.folders import app_folders
 from ovi_studio.request import GenerationRequest
-from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
+from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences, gigabytes
 from ovi_studio.runtime.hardware import simulate
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.studio.desk import Desk
@@ -36,6 +37,7 @@ from ovi_studio.ui.create import Create, PlanMaker
 from ovi_studio.ui.door import Access, Door, Visits, middleware
 from ovi_studio.ui.handling import on
 from ovi_studio.ui.library_tab import LibraryTab
+from ovi_studio.ui.passing import Page
 from ovi_studio.ui.programs import Programs
 from ovi_studio.ui.queue_tab import QueueTab
 from ovi_studio.ui.routes import studio_routes
@@ -57,6 +59,7 @@ class Settings:
         open_browser: whether to show it at once.
         mcp: whether its endpoints are tools for language models too.
         simulate: a machine to show plans for instead of this one, see `runtime.hardware.simulate`.
+        preferences: what is forced of every plan.
     """
 
     access: Access = field(default_factory=Access)
@@ -64,6 +67,7 @@ class Settings:
     mcp: bool = False
     open_browser: bool = False
     simulate: str | None = None
+    preferences: Preferences = field(default_factory=Preferences)
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def running_page(settings: Settings, make_engine: Callable[[Path], Engine] = WorkerEngine) -> Iterator[Served]:
+def running_page(settings: Settings, make_engine: Callable[[Path], Engine] | None = None) -> Iterator[Served]:
     """The page, served as long as this lasts.
 
     Raises:
@@ -90,16 +94,21 @@ def running_page(settings: Settings, make_engine: Callable[[Path], Engine] = Wor
         InvalidInputError: the settings cannot be, such as a page for everybody without a password.
     """
     _check(settings)
+    make_engine = make_engine or partial(machine_engine, preferences=settings.preferences)
     door = Door(settings.access)
     folders = app_folders()
     store = Store(folders.weights)
-    with Desk(default_library(), default_outputs(), make_engine) as desk, Downloads(store) as downloads:
+    with (
+        Desk(default_library(), default_outputs(), make_engine) as desk,
+        Downloads(store) as downloads,
+        contextlib.closing(Exports(folders.cache / "exports")) as exports,
+    ):
         plan = _simulated_plan(settings.simulate, folders.cache) if settings.simulate else desk.engine.plan
         house = House(
             desk=desk,
             visits=Visits(desk, door),
             frames=Frames(folders.data / "frames"),
-            exports=Exports(folders.cache / "exports"),
+            exports=exports,
             downloads=downloads,
             inbox=folders.cache / "inbox",
             plan=plan,
@@ -147,7 +156,7 @@ class House:
 def build_page(house: House) -> gr.Blocks:
     """The page itself: five tabs, the last of them for the owner alone."""
     visits = house.visits
-    with gr.Blocks(title="Ovi Studio", analytics_enabled=False, fill_width=False) as page:
+    with Page("Ovi Studio") as page:
         gr.HTML(f'<header class="ovi-head"><h1>Ovi Studio</h1><p>{__version__}</p></header>', apply_default_css=False)
         with gr.Tabs(selected="create") as tabs:
             with gr.Tab("Create", id="create"):

@@ -4,7 +4,7 @@ The endpoint is the user's own. Its key is sent to it and kept nowhere; address 
 """
 
 import html
-from typing import Any
+from typing import Any, TypeAlias
 
 import gradio as gr
 
@@ -16,6 +16,7 @@ from ovi_studio.ui.handling import on
 from ovi_studio.variants import get_variant
 
 _LOCAL = "http://localhost:11434/v1"  # where Ollama answers
+Text: TypeAlias = str | None  # of a field; None where nothing was ever written
 _MARKS = {"same": "span", "removed": "del", "added": "ins"}
 
 
@@ -54,7 +55,7 @@ class Rewriting:
         """Listen to what happens here."""
         endpoint = [self._address, self._model]
         shown = [self._difference, self._decision, self._proposal]
-        on(page.load, tuple, self._kept, endpoint)
+        on(page.load, _recalled, self._kept, endpoint)
         on(self._ask.click, self._asked, [prompt, variant, self._theme, *endpoint, self._key], shown)
         on(self._ask.click, lambda *kept: [*kept], endpoint, self._kept)
         on(self._show.click, _instructed, [prompt, variant, self._theme], self._instruction)
@@ -64,20 +65,32 @@ class Rewriting:
         on(self._drop.click, _closed, None, shown)
 
     def _asked(
-        self, prompt: str, variant: str, theme: str, address: str, model: str, key: str, request: gr.Request
+        self, prompt: Text, variant: str, theme: Text, address: Text, model: Text, key: Text, request: gr.Request
     ) -> tuple[Any, ...]:
         self._visits.of(request).check_owner()
-        made, endpoint = get_variant(variant), Endpoint(address, model, key or None)
-        return _proposed(ask(endpoint, prompt, theme, dialect=Dialect(made.caption_dialect), seconds=made.duration))
+        made, endpoint = get_variant(variant), Endpoint(address or "", model or "", key or None)
+        return _proposed(
+            ask(endpoint, prompt or "", theme or "", dialect=Dialect(made.caption_dialect), seconds=made.duration)
+        )
 
 
-def _instructed(prompt: str, variant: str, theme: str) -> str:
-    return instruction(prompt, theme, get_variant(variant).duration)
+def _recalled(kept: Any) -> tuple[Any, Any]:
+    """The endpoint as the browser kept it, if it did."""
+    match kept:
+        case [str(address), str(model)]:
+            return address, model
+    return _LOCAL, ""
 
 
-def _answered(prompt: str, variant: str, answer: str) -> tuple[Any, ...]:
+def _instructed(prompt: Text, variant: str, theme: Text) -> str:
+    return instruction(prompt or "", theme or "", get_variant(variant).duration)
+
+
+def _answered(prompt: Text, variant: str, answer: Text) -> tuple[Any, ...]:
     made = get_variant(variant)
-    return _proposed(apply_answer(prompt, answer, dialect=Dialect(made.caption_dialect), seconds=made.duration))
+    return _proposed(
+        apply_answer(prompt or "", answer or "", dialect=Dialect(made.caption_dialect), seconds=made.duration)
+    )
 
 
 def _proposed(rewrite: Rewrite) -> tuple[Any, ...]:

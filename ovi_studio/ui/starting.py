@@ -73,16 +73,17 @@ class Starting:
         preset = next((each for each in self._presets(asker) if each.name == values[self._choice]), None)
         if preset is None:
             raise InvalidInputError("No preset is chosen.", "Choose one to start from.")
-        request = preset.request(preset.settings.get("variant", values[self._form.variant]))
+        told = self._form.told(values)
+        request = preset.request(preset.settings.get("variant", told.variant))
         variant = get_variant(request.variant)
-        prompt = request.prompt if with_prompt else values[self._form.prompt] or ""
+        prompt = request.prompt if with_prompt else told.prompt or ""
         shown = gr.update(value=to_dialect(prompt, Dialect(variant.caption_dialect)), **editor_props(variant))
         kept = {self._before: self._had(values), self._back: gr.update(visible=True)}
         return self._form.filled_settings(request) | {self._form.prompt: shown} | kept
 
     def _had(self, values: Values) -> tuple[str, str] | None:
         """What stands in the form, and its prompt, which may be empty; None where it could not be asked for."""
-        prompt = values[self._form.prompt] or ""
+        prompt = self._form.told(values).prompt or ""
         try:
             request = self._form.request({**values, self._form.prompt: prompt.strip() or "…"})
         except InvalidInputError:
@@ -98,7 +99,7 @@ class Starting:
 
     def _store(self, values: Values, request: gr.Request) -> tuple[Any, str]:
         self._visits.of(request).check_owner()
-        preset = save_preset(values[self._title] or "", self._form.request(values))
+        preset = save_preset(str(values[self._title] or ""), self._form.request(values))
         gr.Info("The preset is saved: it stands with the others.")
         return gr.update(choices=_choices(self._presets(request)), value=preset.name), ""
 

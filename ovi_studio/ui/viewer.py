@@ -1,6 +1,7 @@
 """The right side of the Create tab: the run under way, the clip that is looked at, two clips compared, recent clips."""
 
 import html
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,22 @@ from ovi_studio.ui.handling import on, on_any
 
 _RECENT = 24  # clips in the strip; guessed
 Updates = dict[Any, Any]
+
+
+@dataclass(frozen=True)
+class StageTold:
+    """What the stage tells: which job runs, and which one did before; "" where there is none."""
+
+    job: str
+    over: str
+
+
+@dataclass(frozen=True)
+class StripTold:
+    """What the strip tells: clips to show or to compare, by their ids."""
+
+    picked: str
+    ids: list[str]
 
 
 class Viewer:
@@ -107,7 +124,7 @@ class Viewer:
         return self.show(visit, newest[0]) if newest else self._nothing(visit)
 
     def _show_failure(self, visit: Visit, job: Job, why: str) -> Updates:
-        text = f'<div class="ovi-trouble" role="alert">{html.escape(why)}</div>'
+        text = f'<div class="ovi-trouble ovi-failure" role="alert">{html.escape(why)}</div>'
         return self._nothing(visit) | {
             self._failure: gr.update(value=text, visible=True),
             self._retry: gr.update(visible=True),
@@ -127,39 +144,38 @@ class Viewer:
 
     # --- What happens -----------------------------------------------------------------------------------------
 
-    def _follow(self, told: dict[str, str], shown: str, request: gr.Request) -> Updates:
-        """A run began, ended, or gave way to the next, as the stage tells: `job` runs now, `over` did before."""
-        running, over = told["job"], told["over"]
+    def _follow(self, told: StageTold, shown: str, request: gr.Request) -> Updates:
+        """A run began, ended, or gave way to the next."""
         updates: Updates = {
-            self._run_buttons: gr.update(visible=bool(running)),
+            self._run_buttons: gr.update(visible=bool(told.job)),
             self._stop: gr.update(value="Stop", interactive=True),
             self._keep: gr.update(value="Keep what there is", interactive=True),
         }
-        if not over:
+        if not told.over:
             return updates
         visit = self._visits.of(request)
-        job = visit.job(over)
+        job = visit.job(told.over)
         return updates | (self.show(visit, job) if job.status in ("done", "failed") else self._show_again(visit, shown))
 
     def _show_again(self, visit: Visit, shown: str) -> Updates:
         return self.show(visit, visit.job(shown)) if shown else self._newest(visit)
 
-    def _pick(self, told: dict[str, Any], shown: str, request: gr.Request) -> Updates:
+    def _pick(self, told: StripTold, shown: str, request: gr.Request) -> Updates:
         """A clip of the strip was clicked, or two were ticked."""
         visit = self._visits.of(request)
-        jobs = [visit.job(each) for each in told["ids"]]
-        if told["picked"] == "show":
+        jobs = [visit.job(each) for each in told.ids]
+        if told.picked == "show" and jobs:
             return self.show(visit, jobs[0]) | {self._compare: None}
         if len(jobs) == 2:
             return self._nothing(visit) | {self._compare: shown_pair(jobs), self.shown: shown}
         return self._show_again(visit, shown) | {self._compare: None}
 
-    def _cancel(self, told: dict[str, str], request: gr.Request) -> Any:
-        self._visits.of(request).cancel(told["job"])
+    def _cancel(self, told: StageTold, request: gr.Request) -> Any:
+        self._visits.of(request).cancel(told.job)
         return gr.update(value="Stopping …", interactive=False)
 
-    def _keep_what_there_is(self, told: dict[str, str], request: gr.Request) -> Any:
-        self._visits.of(request).keep_what_there_is(told["job"])
+    def _keep_what_there_is(self, told: StageTold, request: gr.Request) -> Any:
+        self._visits.of(request).keep_what_there_is(told.job)
         return gr.update(value="Ending …", interactive=False)
 
     def _mark(self, shown: str, request: gr.Request) -> Updates:
@@ -167,11 +183,11 @@ class Viewer:
         visit.set_favourite(shown, not visit.job(shown).favourite)
         return self.show(visit, visit.job(shown))
 
-    def _rename(self, shown: str, name: str, request: gr.Request) -> Updates:
+    def _rename(self, shown: str, name: str | None, request: gr.Request) -> Updates:
         visit = self._visits.of(request)
-        if not shown or name.strip() == visit.job(shown).name:
+        if not shown or (name or "").strip() == visit.job(shown).name:
             return {self.shown: shown}
-        visit.rename(shown, name)
+        visit.rename(shown, name or "")
         return self.show(visit, visit.job(shown))
 
     def _try_again(self, shown: str, request: gr.Request) -> Updates:

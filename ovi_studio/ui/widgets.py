@@ -20,8 +20,11 @@ Choice: TypeAlias = Mapping[str, Any]  # value, label, and if wanted hint, title
 
 
 def editor(value: str, variant: str, dialect: str, functions: Sequence[Callable[..., Any]]) -> gr.HTML:
-    """The prompt editor; its value is the prompt. It asks `functions` as somebody writes."""
-    return _widget("editor", value, functions, variant=variant, variant_dialect=dialect)
+    """The prompt editor; its value is the prompt. It asks `functions` as somebody writes.
+
+    Its `conversion` is a prompt and what becomes of it, unless somebody has written on meanwhile.
+    """
+    return _widget("editor", value, functions, variant=variant, variant_dialect=dialect, conversion=["", ""])
 
 
 def tiles(legend: str, value: str, choices: Sequence[Choice], kind: str = "") -> gr.HTML:
