@@ -93,6 +93,14 @@ def test_a_page_for_others_needs_a_password() -> None:
         Door(Access(share=True, accounts=((OWNER_NAME, "x"),)))
 
 
+def test_an_account_and_a_made_up_password_go_together() -> None:
+    door = Door(Access(host="0.0.0.0", accounts=(("ann", "hers"),), made_up=True))
+    assert door.lets_in("ann", "hers")
+    assert door.lets_in("bob", door.visitor_password)
+    assert not door.lets_in("ann", door.visitor_password)
+    assert not door.lets_in("owner", door.visitor_password)
+
+
 def test_made_up_passwords_have_128_bits_and_are_never_the_same() -> None:
     doors = [Door(Access(share=True, made_up=True)) for _ in range(50)]
     secrets = [each for door in doors for each in (door.visitor_password, door.owner_password, door.owner_token)]
