@@ -1,4 +1,4 @@
-"""Ranks on this CPU: forked processes joined by gloo, and a tiny twin transformer to share."""
+"""Ranks on this CPU: processes joined by gloo, and a tiny twin transformer to share."""
 
 import contextlib
 import functools
@@ -29,8 +29,13 @@ CPU = torch.device("cpu")
 
 
 def run_world(size: int, work: Callable[[int], Any], timeout: float = 600.0) -> list[Any]:
-    """What `work(rank)` returns on each of `size` joined processes."""
-    context = multiprocessing.get_context("fork")  # torch is loaded already: spawned ones would take half a minute
+    """What `work(rank)` returns on each of `size` joined processes; `work` is a function of a module.
+
+    They are forked from a server that has loaded torch and did nothing else: spawned ones would take half a minute
+    each, and a fork of the tests' own process may inherit a lock that another thread holds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     with tempfile.TemporaryDirectory() as folder:
         ranks = [context.Process(target=_rank, args=(size, rank, work, Path(folder))) for rank in range(size)]
         for process in ranks:
@@ -39,6 +44,7 @@ def run_world(size: int, work: Callable[[int], Any], timeout: float = 600.0) -> 
             process.join(timeout)
             if process.is_alive():
                 process.kill()
+        assert [process.exitcode for process in ranks] == [0] * size
         found = [pickle.loads((Path(folder) / str(rank)).read_bytes()) for rank in range(size)]
     for rank, (_, error) in enumerate(found):
         assert not error, f"rank {rank}: {error}"
