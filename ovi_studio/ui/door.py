@@ -325,6 +325,8 @@ class _Logins:
                 await app(request.scope, receive, self._watching(address, send))
         finally:
             self._waiting[address] -= 1
+            if not self._waiting[address]:
+                del self._waiting[address], self._turns[address]
 
     def _delay(self, address: str) -> float:
         count, last = self._wrong.get(address, (0, 0.0))
@@ -344,8 +346,9 @@ class _Logins:
         if status < 400:
             self._wrong.pop(address, None)
             return
-        count = self._wrong.get(address, (0, 0.0))[0] + 1
-        self._wrong[address] = (count, time.monotonic())
+        count, now = self._wrong.get(address, (0, 0.0))[0] + 1, time.monotonic()
+        recent = {each: wrong for each, wrong in self._wrong.items() if now - wrong[1] <= _FORGET_SECONDS}
+        self._wrong = recent | {address: (count, now)}
         _logger.warning("wrong password from %s, the %d. in a row", address, count)
 
 

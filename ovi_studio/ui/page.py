@@ -4,6 +4,7 @@ serve(Settings()) → Desk (library, runner, engine in a worker) → Blocks → 
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -114,9 +115,8 @@ def running_page(settings: Settings, make_engine: Callable[[Path], Engine] | Non
             plan=plan,
         )
         page = build_page(house)
-        served = _launch(page, house, door, settings)
         try:
-            yield served
+            yield _launch(page, house, door, settings)
         finally:
             page.close(verbose=False)
 
@@ -227,6 +227,7 @@ def _launch(page: gr.Blocks, house: House, door: Door, settings: Settings) -> Se
         "run_history": False,
         "max_file_size": "64mb",
     }
+    _bypass_proxies(access.host)
     try:
         server, address, share_address = page.launch(
             server_name=access.host, server_port=settings.port, inbrowser=settings.open_browser,
@@ -238,6 +239,12 @@ def _launch(page: gr.Blocks, house: House, door: Door, settings: Settings) -> Se
         ) from error
     door.opened(server)
     return Served(address, share_address, tuple(_notice(door, address, share_address)))
+
+
+def _bypass_proxies(host: str) -> None:
+    """Gradio asks its own server whether it is up: a proxy that is meant for the world must not stand in between."""
+    named = [os.environ[name] for name in ("NO_PROXY", "no_proxy") if name in os.environ]
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(dict.fromkeys([*named, "localhost", "127.0.0.1", host]))
 
 
 def _routes(house: House) -> list[Route]:
