@@ -77,14 +77,20 @@ def add_parser(commands: Any) -> None:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    """Prints every model with how much of it is here, and every adapter."""
+    """Prints every model with how much of it is here, what a model can do without, and every adapter."""
     from ovi_studio.weights.inventory import installed_adapters  # noqa: PLC0415
 
     store = _store()
     rows = [_summary(store, variant) for variant in VARIANTS.values()]
+    optional = _optional_parts(store)
     adapters = installed_adapters(store)
     if arguments.json:
-        data = {"folder": str(store.folder), "models": rows, "adapters": [_adapter(each) for each in adapters]}
+        data = {
+            "folder": str(store.folder),
+            "models": rows,
+            "optional": optional,
+            "adapters": [_adapter(each) for each in adapters],
+        }
         print_line(json.dumps(data))
         return 0
     for row in rows:
@@ -92,6 +98,8 @@ def run_list(arguments: argparse.Namespace) -> int:
         if row["state"] == "partial":
             state += f", lacks {', '.join(row['missing'])}"
         print_line(f"{row['name']:12} {state}")
+    for part in optional:
+        print_line(f"{part['name']:12} {part['state']:8} {_amount(part)}, optional: {part['note']}")
     for adapter in adapters:
         wish = adapter.distillation
         asks = f", asks for {wish.num_inference_steps} steps in one pass" if wish else ""
@@ -174,6 +182,12 @@ def _summary(store: "Store", variant: Variant) -> dict[str, Any]:
         "missing": [part["name"] for part in parts if part["state"] != "present"],
         "trained": variant.trained,
     }
+
+
+def _optional_parts(store: "Store") -> list[dict[str, Any]]:
+    """What models share and can do without, once each."""
+    found = {slot.choices[0].name: (slot, variant) for variant in VARIANTS.values() for slot in slots(variant)}
+    return [_part(store, variant, slot, store.filled_by(slot)) for slot, variant in found.values() if slot.optional]
 
 
 def _part(store: "Store", variant: Variant, slot: Slot, source: Source) -> dict[str, Any]:

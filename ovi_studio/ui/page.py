@@ -23,7 +23,7 @@ from ovi_studio.engine.pool import machine_engine
 from ovi_studio.errors import EngineError, InvalidInputError
 from ovi_studio.folders import app_folders
 from ovi_studio.request import GenerationRequest
-from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences, gigabytes
+from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
 from ovi_studio.runtime.hardware import simulate
 from ovi_studio.runtime.planner import Planner
 from ovi_studio.studio.desk import Desk
@@ -146,7 +146,7 @@ class House:
         """Of the models whose weights are not here: how much is to be fetched, and by which command."""
         absent = (readiness(variant, self.downloads.store) for variant in VARIANTS.values())
         return {
-            each.variant: f"Its weights are not here: about {gigabytes(each.bytes_to_fetch)}."
+            each.variant: f"Its weights are not here: about {each.bytes_to_fetch / 1e9:.1f} GB."
             f" Fetch them in the System tab, or with `ovi-studio models download {each.variant}`."
             for each in absent
             if not each.ready

@@ -671,6 +671,7 @@ def test_list_tells_present_missing_and_partial(models, hub):
     states = dict(line.split(maxsplit=1) for line in out)
     assert "needs no download" in states["nano"]
     assert states["960x960_10s"] == "missing  about 38.6 GB"
+    assert "optional: makes a first frame" in states["flux-krea"]
     assert models("download", "vocoder")[0] == 0
     (row,) = [row for row in json.loads(models("list", "--json")[1][0])["models"] if row["name"] == "960x960_10s"]
     assert (row["state"], row["bytes_present"], row["exact"]) == ("partial", 300_000, False)
