@@ -114,11 +114,8 @@ async function open({ title, header, rows, variant, takes }) {
 }
 
 function keep() {
-  try {
-    const { title, variant, takes, header } = table || {};
-    if (table) localStorage.setItem(KEPT, JSON.stringify({ title, variant, takes, header, rows: table.rows.map((each) => each.cells) }));
-    else localStorage.removeItem(KEPT);
-  } catch { /* a full or closed storage: then it lasts as long as the page */ }
+  const { title, variant, takes, header } = table || {};
+  studio.remember(KEPT, table && { title, variant, takes, header, rows: table.rows.map((each) => each.cells) });
 }
 
 function asked(rows) {
@@ -434,10 +431,7 @@ async function openBatch(id) {
 // A page that is opened anew in the same tab shows the batch again, also when it is over.
 function stay(view) {
   show(view);
-  try {
-    if (view === runView) sessionStorage.setItem(SHOWN, batch.id);
-    else sessionStorage.removeItem(SHOWN);
-  } catch { /* a closed storage */ }
+  studio.remember(SHOWN, view === runView ? batch.id : null, "sessionStorage");
 }
 
 async function start(only_good) {
@@ -531,18 +525,11 @@ async function refresh() {
 // What was looked at or is under way comes first, then the table that was not run yet.
 async function arrive() {
   if (!(await refresh())) return;
-  const shown = info.batches.find(({ id }) => id === recall(() => sessionStorage.getItem(SHOWN)))
+  const shown = info.batches.find(({ id }) => id === studio.recall(SHOWN, "sessionStorage"))
     || info.batches.find(({ counts }) => counts.queued || counts.running || counts.paused);
-  const kept = recall(() => JSON.parse(localStorage.getItem(KEPT)));
+  const kept = studio.recall(KEPT);
   if (shown) await openBatch(shown.id);
   else if (kept && kept.rows && kept.rows.length) await open(kept);
 }
 
-function recall(read) {
-  try {
-    return read();
-  } catch { // a closed storage, or another version wrote it
-    return null;
-  }
-}
 arrive();

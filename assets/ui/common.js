@@ -125,15 +125,24 @@ window.studio = (() => {
     if (event.key === "Escape" && !open) click(event, "stop");
   });
 
-  // The look that was chosen under System; gradio reads it from the address.
-  const LOOK = "ovi-studio-look";
-  function look() {
+  // What a browser keeps of this page. A full or closed storage keeps nothing: then it lasts as long as the page.
+  function recall(name, storage = "localStorage") {
     try {
-      return localStorage.getItem(LOOK) || "system";
-    } catch { // a closed storage
-      return "system";
+      return JSON.parse(window[storage].getItem(name));
+    } catch { // closed, or another version wrote it
+      return null;
     }
   }
+  function remember(name, value, storage = "localStorage") {
+    try {
+      if (value === null) window[storage].removeItem(name);
+      else window[storage].setItem(name, JSON.stringify(value));
+    } catch { /* full or closed */ }
+  }
+
+  // The look that was chosen under System; gradio reads it from the address.
+  const LOOK = "ovi-studio-look";
+  const look = () => recall(LOOK) || "system";
   function wear(chosen) {
     const address = new URL(window.location);
     if (chosen === "system") address.searchParams.delete("__theme");
@@ -141,12 +150,9 @@ window.studio = (() => {
     window.history.replaceState(window.history.state, "", address);
     const dark = chosen === "dark" || (chosen === "system" && window.matchMedia("(prefers-color-scheme: dark)").matches);
     document.body?.classList.toggle("dark", dark);
-    try {
-      if (chosen === "system") localStorage.removeItem(LOOK);
-      else localStorage.setItem(LOOK, chosen);
-    } catch { /* then it lasts as long as the page */ }
+    remember(LOOK, chosen === "system" ? null : chosen);
   }
   if (look() !== "system") wear(look());
 
-  return { make, minutes, drawWaveform, peaksOf, playButton, redraw, listen, settle, look, wear };
+  return { make, minutes, drawWaveform, peaksOf, playButton, redraw, listen, settle, recall, remember, look, wear };
 })();

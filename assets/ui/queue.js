@@ -275,7 +275,7 @@ function overRow({ id }) {
 }
 
 function overJobs() {
-  const cleared = Number(localStorage.getItem(CLEARED) || 0);
+  const cleared = studio.recall(CLEARED) || 0;
   const failed = new Map(news.failed.map((job) => [job.id, job]));
   return [...news.failed, ...news.ended.filter((job) => !failed.has(job.id) && job.status !== "failed").slice(0, SHOWN)]
     .filter((job) => job.finished > cleared)
@@ -317,7 +317,7 @@ const acts = {
   stop_after_this: () => ask("stop_after_this"),
   resume_all: () => ask("resume_all"),
   clear() {
-    localStorage.setItem(CLEARED, String(Math.max(0, ...overJobs().map((job) => job.finished))));
+    studio.remember(CLEARED, Math.max(0, ...overJobs().map((job) => job.finished)));
     draw();
   },
   undo() { undo.hidden = true; ask("restore", { id: thrown }); },
