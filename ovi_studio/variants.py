@@ -301,6 +301,11 @@ def parse_interval(text: str) -> tuple[float, float]:
         ) from error
 
 
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """As `parse_interval` reads it; empty for none."""
+    return "" if interval is None else ":".join(map(repr, interval))
+
+
 def _nearest_multiple(side: float, multiple: int) -> int:
     return max(multiple, round(side / multiple) * multiple)
 

@@ -24,6 +24,7 @@ from ovi_studio.request import Adapter, GeneratedFrame, GenerationRequest, Image
 from ovi_studio.studio.job import Job
 from ovi_studio.studio.rows import EMPTY_TEXT
 from ovi_studio.studio.table import harmless
+from ovi_studio.variants import interval_text
 
 TABLE = "clips.csv"
 MAX_CLIPS = 2000  # guessed: some gigabytes
@@ -173,8 +174,8 @@ def _cells(job: Job, file: str) -> dict[str, str]:
         "shift": _number(request.shift),
         "video_guidance_scale": _number(request.video_guidance_scale),
         "audio_guidance_scale": _number(request.audio_guidance_scale),
-        "video_guidance_interval": _interval(request.video_guidance_interval),
-        "audio_guidance_interval": _interval(request.audio_guidance_interval),
+        "video_guidance_interval": interval_text(request.video_guidance_interval),
+        "audio_guidance_interval": interval_text(request.audio_guidance_interval),
         "slg_layer": _number(request.slg_layer),
         "adapters": "; ".join(map(_adapter, request.adapters)),
         "takes": "" if request.takes == 1 else str(request.takes),
@@ -195,10 +196,6 @@ def _frame_cells(request: GenerationRequest) -> dict[str, str]:
 def _text(text: str | None) -> str:
     """A text that may be left open, or be empty on purpose."""
     return "" if text is None else text or EMPTY_TEXT
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else ":".join(map(repr, interval))
 
 
 def _number(number: float | None) -> str:

@@ -20,13 +20,24 @@ from ovi_studio.request import SEEDS, Adapter, GeneratedFrame, GenerationRequest
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui.adapters import shown_adapters
 from ovi_studio.ui.widgets import Choice, picture, shown_picture, tiles, uploaded
-from ovi_studio.variants import VARIANTS, Modality, Size, Solver, Variant, get_variant, parse_size
+from ovi_studio.variants import (
+    VARIANTS,
+    Modality,
+    Size,
+    Solver,
+    Variant,
+    get_variant,
+    interval_text,
+    parse_interval,
+    parse_size,
+)
 
 START = "nano"  # a new user has nothing else
 _DEFAULTS = (
     "num_inference_steps", "solver", "shift", "video_guidance_scale", "audio_guidance_scale", "slg_layer",
     "video_negative_prompt", "audio_negative_prompt",
 )  # fmt: skip
+_INTERVALS = ("video_guidance_interval", "audio_guidance_interval")
 Values = Mapping[Any, Any]  # component → what stands in it, as the browser tells it
 
 
@@ -55,6 +66,8 @@ class Told:
     video_guidance_scale: float | None = None
     audio_guidance_scale: float | None = None
     slg_layer: int | None = None
+    video_guidance_interval: str | None = None
+    audio_guidance_interval: str | None = None
     video_negative_prompt: str | None = None
     audio_negative_prompt: str | None = None
     adapters: dict[str, Any] | None = None
@@ -90,6 +103,8 @@ class Form:
     video_guidance_scale: gr.Number
     audio_guidance_scale: gr.Number
     slg_layer: gr.Number
+    video_guidance_interval: gr.Textbox
+    audio_guidance_interval: gr.Textbox
     video_negative_prompt: gr.Textbox
     audio_negative_prompt: gr.Textbox
     adapters: gr.Dataframe
@@ -112,7 +127,8 @@ class Form:
         """Those whose change changes what a run takes."""
         return (
             self.variant, self.modality, self.size, self.takes, self.quality, self.num_inference_steps, self.image,
-            self.draw_frame, self.video_guidance_scale, self.audio_guidance_scale, self.adapters,
+            self.draw_frame, self.video_guidance_scale, self.audio_guidance_scale, self.video_guidance_interval,
+            self.audio_guidance_interval, self.adapters,
         )  # fmt: skip
 
     def request(self, values: Values) -> GenerationRequest:
@@ -124,7 +140,8 @@ class Form:
         told = self.told(values)
         # of a model that was chosen a moment ago the defaults may not stand in the form yet
         variant, shown = get_variant(told.variant), get_variant(told.shown_variant)
-        settings = {name: _open(getattr(told, name), getattr(shown.defaults, name)) for name in _DEFAULTS}
+        settings: dict[str, Any] = {name: _interval(getattr(told, name)) for name in _INTERVALS}
+        settings |= {name: _open(getattr(told, name), getattr(shown.defaults, name)) for name in _DEFAULTS}
         chosen_size = told.size if shown == variant else ""
         size = (told.own_size or "").strip() or chosen_size  # typed, and not yet a tile
         return GenerationRequest.create(
@@ -193,6 +210,7 @@ class Form:
         for name in _DEFAULTS:
             chosen = getattr(request, name)
             updates[getattr(self, name)] = getattr(variant.defaults, name) if chosen is None else chosen
+        updates |= {getattr(self, name): interval_text(getattr(request, name)) for name in _INTERVALS}
         asked = request.size is not None or request.aspect is not None
         return updates | self._shown_size(request.clip_size() if asked else None, variant)
 
@@ -246,6 +264,11 @@ _INPUTS = tuple(field.name for field in fields(Form) if field.name not in _NO_IN
 def _open(value: Any, default: Any) -> Any:
     """None where the model's default would be the same."""
     return None if value in (None, default) else value
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    """None for the whole run."""
+    return parse_interval(text) if text and text.strip() else None
 
 
 def _first_frame(told: Told, frames: Frames) -> ImageFrame | GeneratedFrame | None:
@@ -351,6 +374,11 @@ def build_advanced() -> dict[str, Any]:
         made["video_guidance_scale"] = _number("Picture guidance", usual.video_guidance_scale, step=0.5)
         made["audio_guidance_scale"] = _number("Sound guidance", usual.audio_guidance_scale, step=0.5)
         made["slg_layer"] = _number("Skipped block", usual.slg_layer, whole=True)
+    with gr.Row():
+        for name, label in zip(_INTERVALS, ("Picture guided during", "Sound guided during"), strict=True):
+            made[name] = gr.Textbox(
+                label=label, placeholder="the whole run; 0:0.8 is faster, and less exact", max_lines=1, min_width=160
+            )
     with gr.Row():
         made["video_negative_prompt"] = gr.Textbox(usual.video_negative_prompt, label="Not to be seen", lines=2)
         made["audio_negative_prompt"] = gr.Textbox(usual.audio_negative_prompt, label="Not to be heard", lines=2)

@@ -24,10 +24,10 @@ from ovi_studio.ui.routes import studio_routes
 from ovi_studio.ui.system_tab import SystemTab
 from ovi_studio.weights.hub import Hub
 from ovi_studio.weights.store import Store
+from tests.browser.visitor import PATIENCE
 from tests.fakes import FakeEngine
 
 VISITOR_COOKIE = "ovi-test-visitor"
-PATIENCE = 20_000  # milliseconds that a page may take to answer on a busy machine
 
 
 class CookieVisits(Visits):
