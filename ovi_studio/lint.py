@@ -228,7 +228,7 @@ def _arrangement(text: str, reading: Reading, faults: list[Fault], dialect: Dial
     for span in reading.captions:
         if span.prefix is (dialect is Dialect.AUDCAP):
             wanted = caption("…", dialect)
-            message = f"This caption is written for another variant; the chosen one knows it as {wanted}."
+            message = f"This caption is written for another model; the chosen one knows it as {wanted}."
             found.append(Fault(Code.OTHER_DIALECT, span.start, span.end, message))
         if span not in filled:
             message = "The caption says nothing: leave it out, or name the sounds to be heard."

@@ -232,15 +232,27 @@ element.querySelectorAll("[data-view]").forEach((button) => button.addEventListe
 
 // --- Coming and going ---------------------------------------------------------------------------------------
 
-area.addEventListener("input", () => changed());
+let written = false; // by hand, and so to be kept
+// Another text in the place of what was written, which the browser's undo brings back.
+function fill(text) {
+  const [focused, top] = [document.activeElement, window.scrollY];
+  if (written) area.focus({ preventScroll: true });
+  if (document.activeElement === area) area.select();
+  if (document.activeElement !== area || !document.execCommand(text ? "insertText" : "delete", false, text)) area.value = text;
+  if (focused !== area) {
+    area.blur();
+    focused?.focus({ preventScroll: true });
+  }
+  window.scrollTo(window.scrollX, top);
+  paint();
+}
+
+area.addEventListener("input", () => { written = true; changed(); });
 area.addEventListener("blur", tell);
 area.addEventListener("scroll", () => { ink.scrollTop = area.scrollTop; });
 watch("value", () => {
   const value = props.value || "";
-  if (value !== known && value !== area.value) {
-    area.value = value;
-    paint();
-  }
+  if (value !== known && value !== area.value) fill(value);
   known = value;
   check();
 });
@@ -248,7 +260,7 @@ watch("variant", check);
 watch("conversion", () => {
   const [from, to] = props.conversion;
   if (area.value !== from || from === to) return;
-  area.value = to;
+  fill(to);
   changed(0);
 });
 area.value = known;

@@ -115,7 +115,8 @@ class Create:
 
         # 3. Going on from a clip
         on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
-        picture = [wanted.image, wanted.draw_frame]
+        picture = [wanted.image, wanted.draw_frame, wanted.first_frame]
+        on(page.load, self._open_to_owner, None, [wanted.draw_now, *self._starting.for_owner, *self._rewriting.for_owner])
         filling = [
             on(self._viewer.reuse.click, self._reuse, self._viewer.shown, wanted.all),
             on(self._viewer.go_on.click, self._go_on, self._viewer.shown, picture),
@@ -166,16 +167,21 @@ class Create:
         gr.Info("Queued, with new seeds.")
         return self._viewer.recent(visit)
 
-    def _go_on(self, shown: str, request: gr.Request) -> tuple[str, bool]:
+    def _go_on(self, shown: str, request: gr.Request) -> tuple[Any, ...]:
         clip = self._visits.of(request).job(shown).output
         gr.Info("The last frame is the new clip's first one. Write what happens next.")
-        return widgets.shown_picture(self._frames.keep_last(clip)), False
+        return widgets.shown_picture(self._frames.keep_last(clip)), False, gr.update(open=True)
 
-    def _draw(self, values: Values, request: gr.Request) -> tuple[str, bool]:
+    def _draw(self, values: Values, request: gr.Request) -> tuple[Any, ...]:
         """The first frame at once, to be looked at before the clip is asked for."""
         visit = self._visits.of(request)
         drawn = visit.draw(self._form.request({**values, self._form.draw_frame: True}))
-        return widgets.shown_picture(drawn), False
+        return widgets.shown_picture(drawn), False, gr.update(open=True)
+
+    def _open_to_owner(self, request: gr.Request) -> list[Any]:
+        """What a visitor may not do is not offered."""
+        owner = self._visits.of(request).person.is_owner
+        return [gr.update(visible=owner)] * (1 + len(self._starting.for_owner) + len(self._rewriting.for_owner))
 
     def _put_by(self, values: Values, request: gr.Request) -> Any:
         """What stands in the form, for the browser to keep; a visitor's names no file of this machine."""

@@ -109,9 +109,10 @@ def _budget(text: str, variant: Variant) -> dict[str, Any]:
     words = " ".join(speech.words for speech in parse(text).speeches)
     language = detect_language(words)
     by_characters = counts_characters(language)
+    number = len(words.replace(" ", "")) if by_characters else len(words.split())
     return {
-        "words": len(words.replace(" ", "")) if by_characters else len(words.split()),
-        "unit": "characters" if by_characters else "words",
+        "words": number,
+        "unit": ("character" if by_characters else "word") + "s" * (number != 1),
         "limit": word_budget(variant.duration, language),
         "share": speech_seconds(words) / variant.duration,
         "seconds": round(variant.duration),

@@ -14,13 +14,15 @@ from typing import Any, get_args
 import gradio as gr
 from pydantic import TypeAdapter, ValidationError
 
-from ovi_studio.errors import InvalidRequestError, MediaError
+from ovi_studio.errors import InvalidInputError, InvalidRequestError, MediaError
 from ovi_studio.prompt import Dialect, to_dialect
 from ovi_studio.request import SEEDS, Adapter, GeneratedFrame, GenerationRequest, ImageFrame, Quality
 from ovi_studio.studio.frames import Frames
 from ovi_studio.ui.adapters import shown_adapters
 from ovi_studio.ui.widgets import Choice, picture, shown_picture, tiles, uploaded
 from ovi_studio.variants import (
+    MAX_SIDE,
+    MIN_SIDE,
     VARIANTS,
     Modality,
     Size,
@@ -89,6 +91,7 @@ class Form:
     modality: gr.HTML
     size: gr.HTML
     own_size: gr.Textbox
+    first_frame: gr.Accordion
     image: gr.Image
     draw_frame: gr.Checkbox
     frame_prompt: gr.Textbox
@@ -120,7 +123,7 @@ class Form:
     @property
     def all(self) -> list[Any]:
         """The same and what follows from them, as the outputs of an event that fills the form."""
-        return [*self.inputs, self.chosen_adapters]
+        return [*self.inputs, self.chosen_adapters, self.first_frame]
 
     @property
     def that_change_the_plan(self) -> tuple[Any, ...]:
@@ -143,19 +146,25 @@ class Form:
         settings: dict[str, Any] = {name: _interval(getattr(told, name)) for name in _INTERVALS}
         settings |= {name: _open(getattr(told, name), getattr(shown.defaults, name)) for name in _DEFAULTS}
         chosen_size = told.size if shown == variant else ""
-        size = (told.own_size or "").strip() or chosen_size  # typed, and not yet a tile
-        return GenerationRequest.create(
-            prompt=to_dialect(told.prompt or "", Dialect(variant.caption_dialect)),
-            variant=variant.name,
-            modality=told.modality,
-            size=tuple(parse_size(size)) if size else None,
-            first_frame=_first_frame(told, self.frames),
-            seed=told.seed if told.keep_seed else None,
-            takes=1 if told.takes is None else told.takes,
-            adapters=_adapters(told.adapters),
-            quality=told.quality,
-            **settings,
-        )
+        size = _typed_size(told.own_size) or (parse_size(chosen_size) if chosen_size else None)
+        try:
+            return GenerationRequest.create(
+                prompt=to_dialect(told.prompt or "", Dialect(variant.caption_dialect)),
+                variant=variant.name,
+                modality=told.modality,
+                size=tuple(size) if size else None,
+                first_frame=_first_frame(told, self.frames),
+                seed=told.seed if told.keep_seed else None,
+                takes=1 if told.takes is None else told.takes,
+                adapters=_adapters(told.adapters),
+                quality=told.quality,
+                **settings,
+            )
+        except InvalidRequestError as error:  # which names the request's field
+            name, _, rest = error.problem.partition(" ")
+            if name not in _INPUTS or not getattr(self, name).label:
+                raise
+            raise InvalidRequestError(f"{getattr(self, name).label} {rest}", error.remedy) from error
 
     def told(self, values: Values) -> Told:
         """What stands in the form.
@@ -191,6 +200,8 @@ class Form:
             self.takes: request.takes,
             **self.filled_settings(request),
         }
+        if frame is not None:
+            updates[self.first_frame] = gr.update(open=True)  # what counts is seen
         shown = request.prompt if prompt is None else to_dialect(prompt, Dialect(variant.caption_dialect))
         updates[self.prompt] = gr.update(value=shown, **editor_props(variant))
         if request.seed is not None:
@@ -221,8 +232,8 @@ class Form:
             InvalidInputError: it is no size.
         """
         told = self.told(values)
-        typed, variant = (told.own_size or "").strip(), get_variant(told.variant)
-        return self._shown_size(variant.snap_size(*parse_size(typed)), variant) if typed else {self.own_size: ""}
+        typed, variant = _typed_size(told.own_size), get_variant(told.variant)
+        return self._shown_size(variant.snap_size(*typed), variant) if typed else {self.own_size: ""}
 
     def for_variant(self, values: Values) -> dict[Any, Any]:
         """Updates for a new model: its sizes and dialect; what stood at the old model's default takes the new one's."""
@@ -257,13 +268,26 @@ class Form:
             return None
 
 
-_NO_INPUTS = ("frames", "draw_now", "chosen_adapters")
+_NO_INPUTS = ("frames", "first_frame", "draw_now", "chosen_adapters")
 _INPUTS = tuple(field.name for field in fields(Form) if field.name not in _NO_INPUTS)
 
 
 def _open(value: Any, default: Any) -> Any:
     """None where the model's default would be the same."""
     return None if value in (None, default) else value
+
+
+def _typed_size(text: str | None) -> Size | None:
+    """Width first, as the tiles show sizes; None where nothing is typed."""
+    if not text or not text.strip():
+        return None
+    try:
+        return Size(*reversed(parse_size(text)))
+    except InvalidInputError as error:
+        raise InvalidRequestError(
+            f"Own size cannot be {text.strip()[:40]!r}.",
+            f"Give width and height in pixels, {MIN_SIDE} to {MAX_SIDE} each and not too thin, such as 1280x704.",
+        ) from error
 
 
 def _interval(text: str | None) -> tuple[float, float] | None:
@@ -384,7 +408,7 @@ def build_advanced() -> dict[str, Any]:
         made["audio_negative_prompt"] = gr.Textbox(usual.audio_negative_prompt, label="Not to be heard", lines=2)
     with gr.Row():
         made["own_size"] = gr.Textbox(
-            label="Own size", placeholder="as 704x1280, height first", max_lines=1, scale=1, min_width=160
+            label="Own size", placeholder="width x height, as 1280x704", max_lines=1, scale=1, min_width=160
         )
         made["quality"] = gr.Radio(list(get_args(Quality)), value="auto", label="How the machine is used", scale=2)
     return made
@@ -396,7 +420,7 @@ def _number(label: str, value: float, *, step: float = 1, whole: bool = False) -
 
 def build_first_frame() -> dict[str, Any]:
     """The picture that the clip starts from, drawn where this is called."""
-    with gr.Accordion("First frame", open=False):
+    with gr.Accordion("First frame", open=False) as fold:
         image = picture("Picture")
         draw = gr.Checkbox(label="Have it drawn by FLUX before the clip is made", value=False)
         with gr.Row():
@@ -405,7 +429,10 @@ def build_first_frame() -> dict[str, Any]:
             )
             seed = gr.Textbox(label="Its seed", placeholder="the clip's", max_lines=1, min_width=100)
         now = gr.Button("Draw it now", size="sm")
-    return {"image": image, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed, "draw_now": now}
+    return {
+        "first_frame": fold, "image": image, "draw_frame": draw, "frame_prompt": prompt, "frame_seed": seed,
+        "draw_now": now,
+    }  # fmt: skip
 
 
 def build_seed_and_takes() -> tuple[dict[str, Any], gr.Button]:

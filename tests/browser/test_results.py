@@ -54,7 +54,7 @@ def make(visitor: Visitor, prompt: str) -> None:
 
 
 def test_live_picture_and_sound(visitor: Visitor, engine: ShownEngine) -> None:
-    engine.steps, engine.step_seconds = 40, 0.1
+    engine.steps, engine.step_seconds = 600, 0.1  # nobody waits for their end
     visitor.write("Watched.")
     visitor.generate()
     picture, hear = visitor.live.locator("img"), visitor.live.locator(".ovi-hear")
