@@ -7,6 +7,7 @@ const chooser = find("input[type=file]");
 const [KEPT, SHOWN] = ["ovi-studio-table", "ovi-studio-batch"];
 let info = null; // what `open_batches` told
 let table = null; // {title, variant, takes, header: […], rows: [{cells, faults, clips, asked, line}]}
+let away = null; // the table that was put away last
 let header = []; // faults of the header
 let batch = null; // what `see_batch` told
 
@@ -50,6 +51,8 @@ const encoded = (file) => new Promise((resolve, reject) => {
 
 async function take(files) {
   if (!info) return; // the page has only just come
+  const foreign = files.find((file) => /\.(xlsx?|xlsm|ods|numbers)$/i.test(file.name));
+  if (foreign) return say(`${foreign.name} is a spreadsheet program's own file: save it there as CSV, and drop that.`);
   const tables = files.filter((file) => /\.(csv|tsv|txt)$/i.test(file.name));
   const pictures = files.filter((file) => !tables.includes(file));
   let problem = tables.length > 1 ? "Those are several tables: drop one at a time." : "";
@@ -322,7 +325,7 @@ function showBatch(answer) {
   const { done = 0, failed = 0, cancelled = 0, queued = 0, running = 0, paused = 0 } = batch.counts;
   const [total, left] = [batch.jobs.length, queued + running + paused];
   find(".ovi-batch-run h2").textContent = batch.title;
-  const share = total ? Math.round((100 * (total - left)) / total) : 0;
+  const share = total ? Math.round((100 * (done + failed)) / total) : 0; // stopped ones are still to be made
   const bar = runView.querySelector(".ovi-progress");
   bar.setAttribute("aria-valuenow", share);
   bar.firstElementChild.style.width = `${share}%`;
@@ -408,6 +411,7 @@ setInterval(() => {
 function showBegin() {
   const list = find(".ovi-earlier ul");
   find(".ovi-earlier").hidden = !info.batches.length;
+  find("[data-do=reopen]").hidden = !away;
   list.replaceChildren(...info.batches.map((each) => {
     const { done = 0, failed = 0, queued = 0, running = 0, paused = 0 } = each.counts;
     const left = queued + running + paused;
@@ -458,10 +462,12 @@ const acts = {
     if (answer) download(answer.name, answer.text);
   },
   close() {
+    away = table;
     table = null;
     keep();
     refresh();
   },
+  reopen: () => open({ ...away, rows: away.rows.map((each) => each.cells) }),
   async forget() {
     const answer = await ask("forget_pictures");
     if (!answer) return;

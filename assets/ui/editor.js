@@ -45,7 +45,7 @@ function paint() {
 
 let known = props.value || ""; // the text as the page knows it; what is being typed may be ahead of it
 function tell() {
-  if (props.value === area.value) return;
+  if (props.value === area.value || waiting !== null) return;
   props.value = known = area.value;
   trigger("input");
 }
@@ -233,8 +233,11 @@ element.querySelectorAll("[data-view]").forEach((button) => button.addEventListe
 // --- Coming and going ---------------------------------------------------------------------------------------
 
 let written = false; // by hand, and so to be kept
+let waiting = null; // what is to be filled in once the editor is seen: elsewhere the browser keeps nothing to undo
 // Another text in the place of what was written, which the browser's undo brings back.
 function fill(text) {
+  waiting = written && !element.offsetParent ? text : null;
+  if (waiting !== null) return;
   const [focused, top] = [document.activeElement, window.scrollY];
   if (written) area.focus({ preventScroll: true });
   if (document.activeElement === area) area.select();
@@ -266,4 +269,4 @@ watch("conversion", () => {
 area.value = known;
 paint();
 check();
-new ResizeObserver(paint).observe(area.parentElement);
+new ResizeObserver(() => (waiting !== null && element.offsetParent ? fill(waiting) : paint())).observe(area.parentElement);

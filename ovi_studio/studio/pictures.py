@@ -45,7 +45,10 @@ class Pictures:
             raise MediaError(f"A picture cannot be called {name[:40]!r}.", "Rename it, in the table too.")
         if len(name.encode(errors="replace")) > _MAX_NAME:
             raise MediaError(f"The name {name[:40]!r}… is too long.", "Rename the picture, in the table too.")
-        read_image(data)
+        try:
+            read_image(data)
+        except MediaError as error:  # one of several that were dropped: which one?
+            raise MediaError(error.problem.replace("The image", name, 1), error.remedy) from error
         others = [path.stat().st_size for path in self._files() if path.name != name]
         if len(others) >= MAX_PICTURES or sum(others) + len(data) > self._max_bytes:
             raise MediaError(

@@ -185,7 +185,7 @@ class _RowReader:
             self.remarks += finding.severity is Severity.WARNING
             if finding.severity is Severity.ERROR:
                 place = f"At character {finding.start + 1}: {finding.message}"
-                self._note(row, _PROMPT, InvalidInputError(place, "`ovi-studio lint` tells more and mends it."))
+                self._note(row, _PROMPT, InvalidInputError(place, "Mend it there."))
 
     def _first_frame(self, row: Row) -> dict[str, Any]:
         """The field `first_frame`, if any of the row's cells asks for one."""

@@ -338,11 +338,13 @@ class Visit:
             )
         if (steps or get_variant(request.variant).defaults.num_inference_steps) > limits.steps:
             raise InvalidRequestError("Those are too many steps for a visitor.", f"Take up to {limits.steps}.")
+        if takes > limits.takes:
+            raise InvalidRequestError(f"A visitor may ask for {limits.takes} clips at once.", "Take fewer.")
         waiting = len(self.find(Filter((*WAITING, "running"))))
-        if takes > limits.takes or waiting + takes > limits.waiting:
+        if waiting + takes > limits.waiting:
             raise InvalidRequestError(
-                f"A visitor may have {limits.waiting} jobs waiting, {limits.takes} takes at once; you have {waiting}.",
-                "Wait until one is finished, or cancel one.",
+                f"A visitor may have {limits.waiting} clips waiting; you have {waiting}.",
+                "Ask for fewer, wait until one is finished, or cancel one.",
             )
         clips = self.find(Filter(("done",)))
         taken = sum(job.output.stat().st_size for job in clips if job.output.exists())

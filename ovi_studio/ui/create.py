@@ -116,7 +116,6 @@ class Create:
         # 3. Going on from a clip
         on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
         picture = [wanted.image, wanted.draw_frame, wanted.first_frame]
-        on(page.load, self._open_to_owner, None, [wanted.draw_now, *self._starting.for_owner, *self._rewriting.for_owner])
         filling = [
             on(self._viewer.reuse.click, self._reuse, self._viewer.shown, wanted.all),
             on(self._viewer.go_on.click, self._go_on, self._viewer.shown, picture),
@@ -124,7 +123,15 @@ class Create:
             *self._starting.filling,
         ]
 
-        # 4. What was written survives the browser's being closed
+        # 4. What a visitor may not do is not offered
+        for_owner = [wanted.draw_now, self._starting.saving]
+
+        def open_to_owner(request: gr.Request) -> dict[Any, Any]:
+            return dict.fromkeys(for_owner, gr.update(visible=self._visits.of(request).person.is_owner))
+
+        on(page.load, open_to_owner, None, for_owner)
+
+        # 5. What was written survives the browser's being closed
         written = [wanted.prompt.input, self._generate.click, *deciding]
         on_any(written, self._put_by, wanted.inputs, self._draft, raw=True)
         recalling = on(page.load, self._recall, self._draft, wanted.all)
@@ -177,11 +184,6 @@ class Create:
         visit = self._visits.of(request)
         drawn = visit.draw(self._form.request({**values, self._form.draw_frame: True}))
         return widgets.shown_picture(drawn), False, gr.update(open=True)
-
-    def _open_to_owner(self, request: gr.Request) -> list[Any]:
-        """What a visitor may not do is not offered."""
-        owner = self._visits.of(request).person.is_owner
-        return [gr.update(visible=owner)] * (1 + len(self._starting.for_owner) + len(self._rewriting.for_owner))
 
     def _put_by(self, values: Values, request: gr.Request) -> Any:
         """What stands in the form, for the browser to keep; a visitor's names no file of this machine."""

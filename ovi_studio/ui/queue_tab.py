@@ -126,7 +126,7 @@ class Editing:
         return self._form.filled(job.request) | {
             self.job: job.id,
             self._bar: gr.update(visible=True),
-            self._what: f"You change what waits in the queue: {title_of(job)}",
+            self._what: f"Changing, in the queue: {title_of(job)}",
         }
 
     def _put(self, values: Values, request: gr.Request) -> dict[Any, Any]:

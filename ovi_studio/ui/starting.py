@@ -32,7 +32,7 @@ class Starting:
                 self._use = gr.Button("Use its prompt and settings", size="sm")
                 self._use_settings = gr.Button("Only its settings", size="sm")
                 self._back = gr.Button("Back to what I had", size="sm", visible=False)
-            with gr.Row(equal_height=True):
+            with gr.Row(equal_height=True) as self.saving:
                 self._title = gr.Textbox(label="Save what stands here as a preset", placeholder="Title", scale=3)
                 self._save = gr.Button("Save", size="sm", scale=1, min_width=80)
 
