@@ -116,9 +116,9 @@ def test_a_cluster_of_this_machine_alone_is_started_and_ended(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_node_is_killed_and_nothing_is_lost(tmp_path: Path) -> None:
-    found = kill_node(COMMAND, tmp_path, clips=8, nodes=3, steps=2, compare=True)
+    found = kill_node(COMMAND, tmp_path, clips=12, nodes=3, steps=2, compare=True)
     outcome = found.outcome
-    assert (outcome.whole, outcome.done, outcome.torn, outcome.twice) == (8, 8, 0, 0)
+    assert (outcome.whole, outcome.done, outcome.torn, outcome.twice) == (12, 12, 0, 0)
     assert outcome.left_over == ()
-    assert 0 < found.done_at_kill < 8
-    assert found.same == 8
+    assert 0 < found.done_at_kill < 12
+    assert found.same == 12
