@@ -28,6 +28,7 @@ _SNAPSHOT_SECONDS = 0.2  # guessed: many pages may ask at once; none needs it so
 _RETRY_SECONDS = 5.0  # guessed: until the library is tried again after it could not be read
 _KEPT_ENDS = 20  # jobs whose end is told to pages that look away for a moment; guessed
 _KEPT_FAILURES = 50  # guessed: what a person looks through after a night
+_BROKEN = "A fault of the program stopped the queue; its log tells more. Start Ovi Studio again: nothing is lost."
 
 _logger = logging.getLogger(__name__)
 
@@ -206,7 +207,15 @@ class Desk:
         self._lives[job.id] = self._lives.get(job.id, Live(job.id)).after(event)
 
     def _serve(self, runner: Runner) -> None:
-        """Make what is queued until the desk is closed; a library that cannot be reached is tried again."""
+        """Make what is queued until the desk is closed."""
+        try:
+            self._make_all(runner)
+        finally:
+            if not self._stop.cancelled:
+                self._trouble = _BROKEN
+
+    def _make_all(self, runner: Runner) -> None:
+        """One job after the other; a library that cannot be reached is tried again."""
         while not self._stop.cancelled:
             try:
                 with self._working:

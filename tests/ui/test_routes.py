@@ -75,7 +75,7 @@ class Studio:
 
 @pytest.fixture
 def studio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Studio]:
-    monkeypatch.setattr(Desk, "_serve", lambda _desk: None)
+    monkeypatch.setattr(Desk, "_serve", lambda *_: None)
     (tmp_path / "work").mkdir()
     with Desk(tmp_path / "library.db", tmp_path / "clips", FakeEngine) as desk:
         yield Studio(desk, tmp_path)
