@@ -35,6 +35,7 @@ from ovi_studio.runtime.memory import Precision
 from ovi_studio.variants import Size
 
 SEED = 1
+torch.set_num_threads(1)  # what a thread of a processor has worked is told, and that must be all of the work
 
 
 @dataclasses.dataclass(frozen=True)
