@@ -122,8 +122,13 @@ def test_a_table_that_was_not_run_survives_a_reload(shop: Workshop, come: Callab
     expect(cell(guest, "prompt", 2)).to_have_value("Something else.")
     expect(guest.page.locator("td.ovi-wrong")).to_have_count(1)
     guest.button("Put it away").click()
+    guest.button("Back to the last table").click()
+    expect(cell(guest, "prompt", 2)).to_have_value("Something else.")
+    guest.button("Put it away").click()
     guest.page.reload()
     expect(guest.button("Choose files")).to_be_visible()
+    drop(guest, ("faces.xlsx", b"PK"))
+    expect(guest.page.locator(".ovi-batch .ovi-trouble")).to_contain_text("faces.xlsx is a spreadsheet program's own file")
 
 
 def test_rows_and_columns_by_hand_and_by_keyboard(shop: Workshop, come: Callable[..., Guest]) -> None:
@@ -162,7 +167,7 @@ def test_pictures_come_with_the_table(shop: Workshop, come: Callable[..., Guest]
     expect(fault).to_have_count(0)
     expect(guest.page.locator(".ovi-pictures")).to_contain_text("2 pictures here: a.png, b.png")
     drop(guest, ("evil.png", b"MZ not a picture"))
-    expect(guest.page.locator(".ovi-batch .ovi-trouble")).to_contain_text("image")
+    expect(guest.page.locator(".ovi-batch .ovi-trouble")).to_contain_text("evil.png is not an image")
 
 
 def test_a_batch_is_stopped_and_what_failed_tried_again(shop: Workshop, come: Callable[..., Guest]) -> None:

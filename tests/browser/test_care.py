@@ -171,6 +171,10 @@ def test_keyboard(browser: Browser, address: str) -> None:
         assert -1 not in places, (wanted[places.index(-1)], passed)
         assert places == sorted(places), list(zip(wanted, places, strict=True))
 
+        for name in ("Seed", "Not to be seen"):
+            visitor.field(name).focus()
+            expect(visitor.field(name)).to_have_css("outline-style", "solid")
+
         visitor.tile("nano").focus()
         page.keyboard.press("ArrowDown")
         expect(visitor.tile("720×720, 5 s")).to_be_checked()

@@ -119,6 +119,8 @@ def test_budget_of_words(visit: Visit, studio: str) -> None:
     expect(visitor.page.locator(".ovi-findings")).to_contain_text("takes about")
     visitor.choose("960×960, 10 s")
     expect(budget).to_have_class("ovi-meter")
+    visitor.write("She says <S>well<E>")
+    expect(note).to_contain_text("1 spoken word;")
     visitor.write("Nobody speaks")
     expect(budget).to_be_hidden()
 

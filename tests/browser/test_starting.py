@@ -73,6 +73,10 @@ def test_own_presets(visit: Visit, studio: str) -> None:
     visitor.button("Use its prompt and settings").click()
     visitor.expect_prompt(PROMPT)
     expect(visitor.field("Steps")).to_have_value("7")
+    visitor.prompt.press("Control+z")
+    visitor.expect_prompt("Something else")
+    visitor.prompt.press("Control+Shift+z")
+    visitor.expect_prompt(PROMPT)
     visitor.field("Save what stands here as a preset").fill("My <b>seven</b>")
     visitor.button("Save").click()
     expect(visitor.toast("There is a preset called 'My <b>seven</b>' already. Give another title")).to_be_visible()
@@ -185,14 +189,18 @@ def test_another_model_brings_its_own(visit: Visit, studio: str) -> None:
 def test_own_size_becomes_a_tile(visit: Visit, studio: str) -> None:
     visitor = visit(studio)
     visitor.unfold("Advanced")
-    visitor.field("Own size").fill("1000x400")
+    visitor.field("Own size").fill("400x1000")
     visitor.field("Own size").press("Enter")
     expect(visitor.tile("64 × 160 your own")).to_be_checked()
     expect(visitor.field("Own size")).to_have_value("")
     expect(visitor.page.locator(".ovi-outlook")).to_contain_text("64 × 160")
     visitor.field("Own size").fill("big")
     visitor.field("Own size").blur()
-    expect(visitor.toast("The size 'big' is not heightxwidth. Write")).to_be_visible()
+    expect(visitor.toast("Own size cannot be 'big'. Give width and height")).to_be_visible()
+    visitor.field("Own size").fill("")
+    visitor.field("Steps").fill("0")
+    visitor.field("Steps").blur()
+    expect(visitor.page.locator(".ovi-outlook")).to_have_text("Steps cannot be 0. Give a whole number from 1 to 200.")
 
 
 def test_draft_survives(visit: Visit, studio: str) -> None:
