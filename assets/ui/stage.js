@@ -12,6 +12,7 @@ let known = null; // when which job ended, as far as was told
 let pictures = 0;
 let sounds = 0;
 let newest = ""; // sound
+let asked = 0; // when Generate was pressed, until its run is seen: on a phone it stands below all settings
 let peaks = [];
 
 function showRun(run) {
@@ -23,6 +24,10 @@ function showRun(run) {
   const left = run.seconds_left === null ? "" : ` · ${minutes(run.seconds_left)} left`;
   find(".ovi-standing span").textContent = step + left;
   find(".ovi-note").textContent = run.note;
+  // The room that picture and sound will take, so that nothing moves when they come.
+  find(".ovi-look").style.aspectRatio = run.shape ? run.shape.join(" / ") : "";
+  find(".ovi-hear").hidden = run.silent;
+  find(".ovi-hear").style.visibility = peaks.length ? "" : "hidden";
   if (run.pictures > pictures) {
     pictures = run.pictures;
     picture.src = `studio/live/${run.id}/${pictures}.jpg`;
@@ -42,7 +47,7 @@ async function hear(run) {
   } catch {
     return; // the run is over already
   }
-  find(".ovi-hear").hidden = false;
+  find(".ovi-hear").style.visibility = "";
   newest = url;
   if (audio.paused) audio.src = url;
   drawWaveform(canvas, peaks);
@@ -55,7 +60,8 @@ audio.addEventListener("timeupdate", () => drawWaveform(canvas, peaks, audio.cur
 function begin(job) {
   following = job;
   pictures = sounds = 0;
-  picture.hidden = find(".ovi-hear").hidden = true;
+  peaks = [];
+  picture.hidden = true;
   picture.removeAttribute("src");
   audio.pause();
   audio.removeAttribute("src");
@@ -83,4 +89,9 @@ listen((news) => {
   document.body.classList.toggle("ovi-running", Boolean(run));
   find(".ovi-waiting").textContent = news.waiting.length ? `${news.waiting.length} more waiting` : "";
   if (run) showRun(run);
+  if (run && Date.now() - asked < 10_000) {
+    asked = 0;
+    if (window.matchMedia("(max-width: 760px)").matches) find(".ovi-live").scrollIntoView();
+  }
 });
+document.addEventListener("click", (event) => { if (event.target.closest?.("#generate")) asked = Date.now(); });

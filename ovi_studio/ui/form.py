@@ -391,31 +391,42 @@ def build_advanced() -> dict[str, Any]:
     usual = get_variant(START).defaults
     made: dict[str, Any] = {}
     with gr.Row():
-        made["num_inference_steps"] = _number("Steps", usual.num_inference_steps, whole=True)
-        made["solver"] = gr.Dropdown(list(get_args(Solver)), value=usual.solver, label="Solver", min_width=120)
-        made["shift"] = _number("Shift", usual.shift, step=0.5)
+        made["num_inference_steps"] = _number(
+            "Steps", usual.num_inference_steps, "more are finer, and slower", whole=True
+        )
+        made["solver"] = gr.Dropdown(
+            list(get_args(Solver)), value=usual.solver, label="Solver", info="how a step is taken", min_width=120
+        )
+        made["shift"] = _number("Shift", usual.shift, "more: more steps for the outline", step=0.5)
     with gr.Row():
-        made["video_guidance_scale"] = _number("Picture guidance", usual.video_guidance_scale, step=0.5)
-        made["audio_guidance_scale"] = _number("Sound guidance", usual.audio_guidance_scale, step=0.5)
-        made["slg_layer"] = _number("Skipped block", usual.slg_layer, whole=True)
+        made["video_guidance_scale"] = _number(
+            "Picture guidance", usual.video_guidance_scale, "more: closer to the prompt", step=0.5
+        )
+        made["audio_guidance_scale"] = _number(
+            "Sound guidance", usual.audio_guidance_scale, "the same; 1 is none", step=0.5
+        )
+        made["slg_layer"] = _number("Skipped block", usual.slg_layer, "left out for contrast; 0: none", whole=True)
     with gr.Row():
         for name, label in zip(_INTERVALS, ("Picture guided during", "Sound guided during"), strict=True):
             made[name] = gr.Textbox(
-                label=label, placeholder="the whole run; 0:0.8 is faster, and less exact", max_lines=1, min_width=160
+                label=label, placeholder="the whole run; 0:0.8 is faster", max_lines=1, min_width=160
             )
     with gr.Row():
         made["video_negative_prompt"] = gr.Textbox(usual.video_negative_prompt, label="Not to be seen", lines=2)
         made["audio_negative_prompt"] = gr.Textbox(usual.audio_negative_prompt, label="Not to be heard", lines=2)
     with gr.Row():
         made["own_size"] = gr.Textbox(
-            label="Own size", placeholder="width x height, as 1280x704", max_lines=1, scale=1, min_width=160
+            label="Own size", placeholder="width x height", max_lines=1, scale=1, min_width=160
         )
-        made["quality"] = gr.Radio(list(get_args(Quality)), value="auto", label="How the machine is used", scale=2)
+        made["quality"] = gr.Radio(
+            list(get_args(Quality)), value="auto", label="How the machine is used", scale=2,
+            info="exact: full precision; fast: least time; smallest: least memory",
+        )  # fmt: skip
     return made
 
 
-def _number(label: str, value: float, *, step: float = 1, whole: bool = False) -> gr.Number:
-    return gr.Number(value, label=label, step=step, precision=0 if whole else None, min_width=120)
+def _number(label: str, value: float, info: str, *, step: float = 1, whole: bool = False) -> gr.Number:
+    return gr.Number(value, label=label, info=info, step=step, precision=0 if whole else None, min_width=120)
 
 
 def build_first_frame() -> dict[str, Any]:

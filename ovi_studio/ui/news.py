@@ -137,6 +137,8 @@ class News:
             "model": model_of(job),
             "facts": _facts(job),
             "frame": _frame(job),
+            "shape": _shape(job),
+            "silent": _is_silent(job),
             "visitor": mark_of(job.owner) if self._visit.person.is_owner else "",
             "reason": self._visit.words_of(job.reason),
         }
@@ -175,6 +177,22 @@ def _facts(job: Job) -> str:
     size = request.clip_size()
     picture = "" if request.modality == "audio" else f"{size.width} × {size.height}"
     return " · ".join(filter(None, (picture, kind, f"{steps} steps", f"seed {job.seed}")))
+
+
+def _shape(job: Job) -> tuple[int, int] | None:
+    """Width and height of its picture; None where there is none, or a first frame decides."""
+    request = _request(job)
+    if request is None or request.modality == "audio":
+        return None
+    if request.first_frame is not None and request.size is None and request.aspect is None:
+        return None
+    height, width = request.clip_size()
+    return width, height
+
+
+def _is_silent(job: Job) -> bool:
+    request = _request(job)
+    return request is not None and request.modality == "video"
 
 
 def _frame(job: Job) -> str:

@@ -128,7 +128,9 @@ def test_a_table_that_was_not_run_survives_a_reload(shop: Workshop, come: Callab
     guest.page.reload()
     expect(guest.button("Choose files")).to_be_visible()
     drop(guest, ("faces.xlsx", b"PK"))
-    expect(guest.page.locator(".ovi-batch .ovi-trouble")).to_contain_text("faces.xlsx is a spreadsheet program's own file")
+    expect(guest.page.locator(".ovi-batch .ovi-trouble")).to_contain_text(
+        "faces.xlsx is a spreadsheet program's own file"
+    )
 
 
 def test_rows_and_columns_by_hand_and_by_keyboard(shop: Workshop, come: Callable[..., Guest]) -> None:

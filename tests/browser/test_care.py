@@ -140,6 +140,9 @@ def test_narrow(browser: Browser, address: str) -> None:
                 ".map((each) => each.outerHTML.slice(0, 120))"
             )
             assert visitor.page.evaluate("document.scrollingElement.scrollWidth") <= 390, (state, wide)
+            if state == "running":  # it stands below all settings
+                top = visitor.page.locator(".ovi-stage").evaluate("(stage) => stage.getBoundingClientRect().top")
+                assert top < 400, top
 
 
 def focused(page: Page) -> str:

@@ -58,8 +58,12 @@ def test_live_picture_and_sound(visitor: Visitor, engine: ShownEngine) -> None:
     visitor.write("Watched.")
     visitor.generate()
     picture, hear = visitor.live.locator("img"), visitor.live.locator(".ovi-hear")
+    stop = visitor.button("Stop")
+    expect(stop).to_be_visible()
+    place = stop.bounding_box()
     expect(hear).to_be_visible()
     visitor.page.wait_for_function("(img) => img.naturalWidth === 96", arg=picture.element_handle())
+    assert stop.bounding_box() == place  # nothing moved when picture and sound came
     drawn = "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
     visitor.page.wait_for_function(drawn, arg=hear.locator("canvas").element_handle())
     visitor.button("Play the sound as it is now").click()

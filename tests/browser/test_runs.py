@@ -53,6 +53,7 @@ def begin_long_run(visitor: Visitor, prompt: str) -> None:
     visitor.be_quick(steps=LONG)
     visitor.generate()
     expect(visitor.page.locator(".ovi-standing")).to_contain_text(f"of {LONG}", timeout=RUN_PATIENCE)
+    expect(visitor.button("Stop")).to_be_visible()
 
 
 def test_write_watch_and_hear(visit: Visit, studio: str, tmp_path: Path) -> None:
