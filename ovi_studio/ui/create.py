@@ -111,7 +111,7 @@ class Create:
         on_any(deciding, self._look_ahead, wanted.inputs, self._outlook, raw=True)
 
         # 2. Making
-        on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, *self._viewer.screen], raw=True)
+        asked = on(self._generate.click, self._ask, wanted.inputs, [wanted.seed, *self._viewer.screen], raw=True)
 
         # 3. Going on from a clip
         on(self._viewer.more.click, self._more, [self._viewer.shown, wanted.takes], self._viewer.strip)
@@ -132,12 +132,11 @@ class Create:
         on(page.load, open_to_owner, None, for_owner)
 
         # 5. What was written survives the browser's being closed
-        written = [wanted.prompt.input, self._generate.click, *deciding]
-        on_any(written, self._put_by, wanted.inputs, self._draft, raw=True)
+        on_any([wanted.prompt.input, *deciding], self._put_by, wanted.inputs, self._draft, raw=True)
         recalling = on(page.load, self._recall, self._draft, wanted.all)
         for filled in (recalling, *filling):  # what lies folded up tells no change
             on(filled.then, self._look_ahead, wanted.inputs, self._outlook, raw=True)
-        for filled in filling:
+        for filled in (asked, *filling):
             on(filled.then, self._put_by, wanted.inputs, self._draft, raw=True)
 
     # --- What happens -----------------------------------------------------------------------------------------

@@ -43,7 +43,11 @@ def on(event: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any
 def on_any(
     events: Sequence[Any], handler: Callable[..., Any], inputs: Any = None, outputs: Any = None, *, raw: bool = False
 ) -> None:
-    """The same at any of several events, one call at a time: of those that come meanwhile the last one counts."""
+    """The same at any of several events, one call at a time: of those that come meanwhile the last one counts.
+
+    No click may be among them: gradio makes up for a call that had to wait by sending the event of the call before it
+    again, to all that listen to it. A clip would be asked for twice.
+    """
     on(partial(gr.on, events, trigger_mode="always_last"), handler, inputs, outputs, raw=raw)
 
 

@@ -36,3 +36,12 @@ def test_a_proxy_for_the_world_is_not_asked_for_our_own_page(monkeypatch: pytest
     with running_page(Settings(), FakeEngine) as served:
         assert httpx2.get(served.address).status_code == 200
     assert os.environ["no_proxy"].split(",")[:2] == ["intranet", "localhost"]
+
+
+def test_no_click_is_sent_twice() -> None:
+    """See `on_any`."""
+    with running_page(Settings(), FakeEngine) as served:
+        listening = httpx2.get(f"{served.address}config").json()["dependencies"]
+    waiting = [each for each in listening if each["trigger_mode"] == "always_last"]
+    assert len(waiting) >= 3
+    assert [target for each in waiting for target in each["targets"] if target[1] == "click"] == []
