@@ -159,7 +159,7 @@ def test_limits_of_a_visitor(public: Served) -> None:
     for fields in too_much.values():
         with pytest.raises(AppError):
             bob.predict(api_name="/generate", **fields)
-    with pytest.raises(AppError, match="may ask for 2 clips at once. Take fewer"):
+    with pytest.raises(AppError, match=r"may ask for 2 clips at once\. Take fewer"):
         bob.predict(api_name="/generate", **too_much["takes at once"])
     assert bob.predict(api_name="/library", status="") == []
     with pytest.raises(AppError, match="no status 'finished'"):
