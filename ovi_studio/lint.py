@@ -22,6 +22,7 @@ __all__ = ["Code", "Edit", "Finding", "Repair", "Severity", "lint", "repair"]
 
 _GRACE = 1.1  # guessed: people hurry a little; speech may take a tenth longer than the clip before it is a fault
 _READ_BY_MODEL = 16_384  # characters; derived: the encoder reads 512 tokens, and none stands for 32 characters
+_READ_BYTES = 2048  # guessed: 512 tokens of four bytes, as English has them, and most other scripts in UTF-8
 _ERRORS = frozenset((Code.EMPTY_PROMPT, Code.UNCLOSED_TAG, Code.STRAY_TAG, Code.NESTED_TAG, Code.MISMATCHED_TAG))
 _REWRITING = frozenset(  # their edits write whole spans anew, closing tags included
     (
@@ -82,7 +83,8 @@ def lint(text: str, dialect: Dialect, seconds: float, language: str | None = Non
     # 3. one caption, in the right dialect, with nothing after it
     faults = _settled(faults)
     faults = _settled(faults + _arrangement(text, reading, faults, dialect))
-    # 4. nothing at all
+    # 4. nothing at all, or more than is read
+    faults += _too_long(text)
     if not _WORD_CHARACTER.search(_outside_tags(text, reading)):
         message = "The prompt is empty: the model needs a scene, a speech or a sound to make."
         faults.append(Fault(Code.EMPTY_PROMPT, 0, len(text), message))
@@ -195,6 +197,15 @@ def _quoted_speeches(text: str, reading: Reading) -> list[Fault]:
             )
             faults.append(Fault(Code.QUOTED_SPEECH, quote.start, quote.end, message, edits))
     return faults
+
+
+def _too_long(text: str) -> list[Fault]:
+    start = len(text.encode(errors="replace")[:_READ_BYTES].decode(errors="ignore"))
+    message = (
+        "The model reads 512 tokens, which end about here: what follows, a sound caption too, may not be seen or heard."
+        " Shorten the prompt."
+    )
+    return [Fault(Code.TOO_LONG, start, len(text), message)] if start < len(text) else []
 
 
 def _too_many_words(

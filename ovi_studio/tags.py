@@ -33,6 +33,7 @@ class Code(StrEnum):
     SPEECH_IN_CAPTION = "speech-in-caption"
     TEXT_AFTER_CAPTION = "text-after-caption"
     TOO_MANY_WORDS = "too-many-words"
+    TOO_LONG = "too-long"
 
 
 @dataclass(frozen=True, order=True)

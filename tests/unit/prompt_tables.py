@@ -324,6 +324,13 @@ FAULTY = {
         {Code.TOO_MANY_WORDS},
         None,
     ),
+    # -- more than the model reads
+    "a scene of four hundred words, and then the sound": Faulty(
+        P, FIVE, "A long road through wide fields. " * 66 + "Audio: wind", {Code.TOO_LONG}, None
+    ),
+    "a scene of seven hundred characters, Chinese": Faulty(
+        A, FIVE, "一条长路穿过广阔的田野。" * 60, {Code.TOO_LONG}, None
+    ),
     # -- several at once
     "three faults at once": Faulty(
         P,

@@ -65,6 +65,12 @@ def test_positions_are_those_of_the_fault() -> None:
     }
 
 
+def test_what_is_not_read_begins_where_the_tokens_end() -> None:
+    (finding,) = lint("é" * 3000, Dialect.AUDCAP, FIVE)
+    assert (finding.code, finding.start, finding.end) == (Code.TOO_LONG, 1024, 3000)
+    assert lint("e" * 2048, Dialect.AUDCAP, FIVE) == ()
+
+
 def test_one_finding_can_be_repaired_alone() -> None:
     text = 'He says "go on" and <S>stop'
     quoted, unclosed = lint(text, Dialect.AUDCAP, FIVE)
