@@ -12,7 +12,7 @@ import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from ovi_studio.studio.library import Filter
 from ovi_studio.studio.pictures import Pictures
 from ovi_studio.studio.rows import BatchRow, column_names
 from ovi_studio.studio.sheet import EXAMPLE, MAX_BYTES, MAX_ROWS, CheckedSheet, Sheet, check_sheet, read_sheet
-from ovi_studio.studio.visits import Visit
+from ovi_studio.studio.visits import Person, Visit
 from ovi_studio.ui import widgets
 from ovi_studio.ui.calls import Answer, Calls, file_bytes
+from ovi_studio.ui.create import MissingWeights
 from ovi_studio.ui.door import Visits
 from ovi_studio.ui.news import title_of
 from ovi_studio.variants import VARIANTS, get_variant
@@ -103,12 +104,10 @@ class BatchTab:
         frames: keeps pictures that clips start from.
         exports: packs clips.
         inbox: folder for the pictures that come with tables; it may be any that can be made again.
-        missing: models whose weights are not here, and what to do about each, in a sentence; asked anew each time.
+        missing: models whose weights are not here.
     """
 
-    def __init__(
-        self, visits: Visits, frames: Frames, exports: Exports, inbox: Path, missing: Callable[[], Mapping[str, str]]
-    ) -> None:
+    def __init__(self, visits: Visits, frames: Frames, exports: Exports, inbox: Path, missing: MissingWeights) -> None:
         self._frames = frames
         self._exports = exports
         self._inbox = inbox
@@ -166,14 +165,14 @@ class BatchTab:
         for mend in checked.mends:
             told = {"column": mend.column, "problem": mend.problem, "remedy": mend.remedy}
             (head if mend.row < 0 else rows[mend.row]["faults"]).append(told)
-        return {"head": head, "rows": rows, "ignored": checked.ignored, "notes": self._notes(checked)}
+        return {"head": head, "rows": rows, "ignored": checked.ignored, "notes": self._notes(checked, visit.person)}
 
     def _file(self, _visit: Visit, asked: SheetAsked) -> Answer:
         return {"name": f"{stem_for(asked.title or 'table')}.csv", "text": asked.sheet().to_csv()}
 
-    def _notes(self, checked: CheckedSheet) -> list[str]:
+    def _notes(self, checked: CheckedSheet, person: Person) -> list[str]:
         """What is worth knowing about the models that the rows ask for."""
-        missing = self._missing()
+        missing = self._missing(person)
         names = sorted({row.request.variant for row in checked.rows.values()})
         untrained = [f"{name} is untrained: expect noise." for name in names if not get_variant(name).trained]
         remarks = [f"The linter has {checked.remarks} remarks on the prompts: the editor under Create tells them."]

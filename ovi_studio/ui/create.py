@@ -18,6 +18,7 @@ from ovi_studio.prompt import Dialect
 from ovi_studio.request import GenerationRequest, ImageFrame
 from ovi_studio.runtime.execution_plan import ExecutionPlan, gigabytes
 from ovi_studio.studio.frames import Frames
+from ovi_studio.studio.visits import OWNER, Person
 from ovi_studio.ui import editor, form, widgets
 from ovi_studio.ui.adapters import AdapterChoice
 from ovi_studio.ui.door import Visits
@@ -32,6 +33,7 @@ from ovi_studio.variants import get_variant
 _EXAMPLE = "A red face on the left says <S>seven three<E>. Audio: a clear voice"
 
 PlanMaker = Callable[[GenerationRequest], ExecutionPlan]
+MissingWeights = Callable[[Person], Mapping[str, str]]  # models whose weights are not here → what a person can do
 
 
 class Create:
@@ -41,12 +43,12 @@ class Create:
         visits: who asks for clips and finds them.
         frames: keeps pictures that clips start from.
         plan: how a request would be made.
-        missing: models whose weights are not here, and what to do about each, in a sentence.
+        missing: models whose weights are not here.
         adapters: ids of the adapters that are installed.
     """
 
     def __init__(
-        self, visits: Visits, frames: Frames, plan: PlanMaker, missing: Mapping[str, str], adapters: list[str]
+        self, visits: Visits, frames: Frames, plan: PlanMaker, missing: MissingWeights, adapters: list[str]
     ) -> None:
         self._visits = visits
         self._frames = frames
@@ -83,7 +85,7 @@ class Create:
             self._starting = Starting(self._visits)
             self._rewriting = Rewriting(self._visits)
             parts = form.build_first_frame()
-        parts |= form.build_choices(self._missing)
+        parts |= form.build_choices(self._missing(OWNER))
         seed_and_takes, self._roll = form.build_seed_and_takes()
         parts |= seed_and_takes
         with gr.Column(elem_classes="ovi-card"), gr.Accordion("Advanced", open=False):
@@ -130,6 +132,7 @@ class Create:
             return dict.fromkeys(for_owner, gr.update(visible=self._visits.of(request).person.is_owner))
 
         on(page.load, open_to_owner, None, for_owner)
+        on(page.load, lambda: gr.update(choices=form.variant_choices(self._missing(OWNER))), None, wanted.variant)
 
         # 5. What was written survives the browser's being closed
         on_any([wanted.prompt.input, *deciding], self._put_by, wanted.inputs, self._draft, raw=True)
@@ -141,13 +144,13 @@ class Create:
 
     # --- What happens -----------------------------------------------------------------------------------------
 
-    def _look_ahead(self, values: Values) -> str:
+    def _look_ahead(self, values: Values, asking: gr.Request) -> str:
         """What the run will take, in a line; more on a click."""
         try:
+            missing = self._missing(self._visits.of(asking).person)
             request = self._form.request({**values, self._form.prompt: values[self._form.prompt] or "…"})
-            return _outlook(
-                request, self._plan(_sized(request).replace(takes=1)), self._missing.get(request.variant, "")
-            )
+            plan = self._plan(_sized(request).replace(takes=1))
+            return _outlook(request, plan, missing.get(request.variant, ""))
         except OviStudioError as error:
             words = html.escape(without_folders(str(error)))
             return f'<div class="ovi-outlook"><span class="ovi-bad">{words}</span></div>'

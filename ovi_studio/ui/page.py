@@ -32,6 +32,7 @@ from ovi_studio.studio.export import Exports
 from ovi_studio.studio.forecast import Forecast
 from ovi_studio.studio.frames import Frames
 from ovi_studio.studio.library import default_library, default_outputs
+from ovi_studio.studio.visits import Person
 from ovi_studio.ui import theme, widgets
 from ovi_studio.ui.batch_tab import BatchTab
 from ovi_studio.ui.create import Create, PlanMaker
@@ -142,14 +143,16 @@ class House:
     inbox: Path
     plan: PlanMaker
 
-    def missing(self) -> dict[str, str]:
-        """Of the models whose weights are not here: how much is to be fetched, and by which command."""
-        absent = (readiness(variant, self.downloads.store) for variant in VARIANTS.values())
+    def missing(self, person: Person) -> dict[str, str]:
+        """Of the models whose weights are not here at the moment: how much is to be fetched, and how."""
+        states = (readiness(variant, self.downloads.store) for variant in VARIANTS.values())
+        absent = {each.variant: each.bytes_to_fetch / 1e9 for each in states if not each.ready}
+        if not person.is_owner:
+            return dict.fromkeys(absent, "Its weights are not on this machine. Choose another model, or ask the owner.")
         return {
-            each.variant: f"Its weights are not here: about {each.bytes_to_fetch / 1e9:.1f} GB."
-            f" Fetch them in the System tab, or with `ovi-studio models download {each.variant}`."
-            for each in absent
-            if not each.ready
+            variant: f"Its weights are not here: about {size:.1f} GB."
+            f" Fetch them in the System tab, or with `ovi-studio models download {variant}`."
+            for variant, size in absent.items()
         }
 
 
@@ -161,7 +164,7 @@ def build_page(house: House) -> gr.Blocks:
         with gr.Tabs(selected="create") as tabs:
             with gr.Tab("Create", id="create"):
                 adapters = list(adapter_ids(house.downloads.store))
-                create = Create(visits, house.frames, house.plan, house.missing(), adapters)
+                create = Create(visits, house.frames, house.plan, house.missing, adapters)
             with gr.Tab("Library", id="library"):
                 library = LibraryTab(visits, house.exports)
             with gr.Tab("Queue", id="queue"):

@@ -161,6 +161,9 @@ def test_what_is_the_owners_to_do_is_not_offered_or_refused(shared: Shared) -> N
     ann.unfold("First frame")
     expect(ann.field("What FLUX draws")).to_be_visible()
     expect(ann.button("Draw it now")).to_be_hidden()
+    ann.choose("960×960, 5 s")
+    expect(ann.page.get_by_text("Choose another model, or ask the owner")).to_be_visible()
+    ann.choose("nano")
 
 
 def test_what_is_no_picture_is_refused_where_it_is_chosen(shared: Shared, tmp_path: Path) -> None:
