@@ -82,16 +82,32 @@ NAMELESS = """
 """
 
 
+LONG = 600  # steps: nobody waits for their end
+
+
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def engines() -> list[ShownEngine]:
+    """The engine of the page, once there is one."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def address(engines: list[ShownEngine], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     def make(folder: Path) -> ShownEngine:
-        return ShownEngine(folder, steps=3, step_seconds=0.3)
+        engines.append(ShownEngine(folder, steps=3, step_seconds=0.1))
+        return engines[-1]
 
     with serving(tmp_path_factory.mktemp("studio"), make_engine=make) as address:
         yield address
 
 
-def states(visitor: Visitor) -> Iterator[str]:
+@pytest.fixture
+def engine(address: str, engines: list[ShownEngine]) -> Iterator[ShownEngine]:
+    yield engines[-1]
+    engines[-1].steps = 3
+
+
+def states(visitor: Visitor, engine: ShownEngine) -> Iterator[str]:
     """Through the states of the tab, one after the other."""
     yield "as it opens"
     visitor.write('A man says "hello" and <S>one two three four five six seven eight nine ten. Audio: a hum')
@@ -107,9 +123,12 @@ def states(visitor: Visitor) -> Iterator[str]:
     visitor.page.locator(".ovi-outlook summary").click()
     visitor.field("Takes").fill("2")
     visitor.field("Takes").blur()
+    engine.steps = LONG
     visitor.generate()
     expect(visitor.live.locator(".ovi-hear")).to_be_visible()
     yield "running"
+    engine.steps = 3  # of the second take
+    visitor.button("Keep what there is").click()
     visitor.wait_for_clip()
     expect(visitor.recent()).not_to_have_count(0)
     yield "result"
@@ -121,19 +140,19 @@ def states(visitor: Visitor) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_contrast_and_names(browser: Browser, address: str, theme: str) -> None:
+def test_contrast_and_names(browser: Browser, address: str, engine: ShownEngine, theme: str) -> None:
     with visiting(browser) as visit:
         visitor = visit(f"{address}?__theme={theme}")
         visitor.page.add_style_tag(content="* { transition: none !important; animation: none !important; }")
-        for state in states(visitor):
+        for state in states(visitor, engine):
             assert visitor.page.evaluate(PALE) == [], state
             assert visitor.page.evaluate(NAMELESS) == [], state
 
 
-def test_narrow(browser: Browser, address: str) -> None:
+def test_narrow(browser: Browser, address: str, engine: ShownEngine) -> None:
     with visiting(browser) as visit:
         visitor = visit(address, viewport={"width": 390, "height": 844})
-        for state in states(visitor):
+        for state in states(visitor, engine):
             wide = visitor.page.evaluate(
                 "() => [...document.querySelectorAll('body *')].filter((each) => each.checkVisibility()"
                 " && each.getBoundingClientRect().right > 391 && !each.closest('.ovi-strip ul, .overflow-menu'))"
