@@ -174,7 +174,7 @@ def focused(page: Page) -> str:
     )
 
 
-def test_keyboard(browser: Browser, address: str) -> None:
+def test_keyboard(browser: Browser, address: str, engine: ShownEngine) -> None:
     with visiting(browser) as visit:
         visitor = visit(address)
         visitor.unfold("Advanced")
@@ -206,9 +206,11 @@ def test_keyboard(browser: Browser, address: str) -> None:
         expect(visitor.tile("nano")).to_be_checked()
 
         visitor.write("By hand.")
+        engine.steps = LONG
         visitor.prompt.press("Control+Enter")
         expect(visitor.live).to_be_visible()
         assert focused(page) == "Prompt"
+        visitor.button("Keep what there is").click()
         visitor.wait_for_clip()
         show = page.get_by_role("button", name="Show By hand.")
         show.focus()

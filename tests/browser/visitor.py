@@ -171,7 +171,7 @@ class Visitor:
         self.write(prompt)
         self.be_quick(**steps)
         self.generate()
-        expect(self.live).to_be_visible()
+        expect(self.result.locator(".ovi-words")).to_have_text(prompt, timeout=RUN_PATIENCE)
         self.wait_for_clip()
 
     def fact(self, name: str) -> str:
