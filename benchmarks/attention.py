@@ -3,7 +3,6 @@
 python benchmarks/attention.py --model 720x720_5s --size 704x704 --device cuda
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,18 +11,14 @@ import torch
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import finish, size_of, variant_of
+from benchmarks.common import arguments, finish, size_of, variant_of
 from ovi_studio.runtime.measure import attention_rates, matmul_rate
 
 
 @torch.no_grad()
 def main() -> None:
     """Measures all, the samples of a batched step side by side."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="mid")
-    parser.add_argument("--size", metavar="HxW")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    options = parser.parse_args()
+    options = arguments(__doc__, "mid").parse_args()
     variant = variant_of(options.model)
     size, device = size_of(variant, options.size), torch.device(options.device)
     tokens = variant.video_tokens(*size)

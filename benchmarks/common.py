@@ -4,6 +4,7 @@ The floor of a piece of work is its matrix operations over the device's measured
 operations over the best measured attention rate at that shape: what no implementation on this device can beat.
 """
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -107,14 +108,23 @@ def guided_step(variant: Variant, size: Size) -> Cost:
     return forward.per_forward() + forward.per_forward(1)
 
 
+def arguments(doc: str | None, model: str = "nano") -> argparse.ArgumentParser:
+    """What every benchmark is asked: which model, what size, on what."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("--model", default=model)
+    parser.add_argument("--size", metavar="HxW")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    return parser
+
+
 def clock(device: str) -> float:
     """Seconds, to take differences of.
 
-    On a CPU those that this thread has worked: with one thread that is all of the work, and what others do on the
-    machine meanwhile does not count. On a card those of the wall, when the card is done.
+    On a CPU those that all threads of this process have worked: what others do on the machine meanwhile does not
+    count. On a card those of the wall, when the card is done.
     """
     if device == "cpu":
-        return time.thread_time()
+        return time.process_time()
     torch.cuda.synchronize()
     return time.perf_counter()
 

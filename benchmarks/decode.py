@@ -4,7 +4,6 @@ python benchmarks/decode.py                                   # nano on a CPU
 python benchmarks/decode.py --model 720x720_5s --size 704x704 --device cuda
 """
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import torch
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import alternating, believed_rates, finish, medians, pipeline_of, size_of, variant_of
+from benchmarks.common import alternating, arguments, believed_rates, finish, medians, pipeline_of, size_of, variant_of
 from ovi_studio.arithmetic import stage_work
 from ovi_studio.engine.feeder import FrameFeeder
 from ovi_studio.media import clip_writer
@@ -27,10 +26,7 @@ from ovi_studio.variants import Size
 @torch.no_grad()
 def main() -> None:
     """Measures all of them in turn."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--size", metavar="HxW")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     variant = variant_of(options.model)

@@ -4,7 +4,6 @@ python benchmarks/forward.py --model mid                                        
 python benchmarks/forward.py --model 720x720_5s --size 704x704 --device cuda --compile --profile
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,17 @@ from torch.profiler import ProfilerActivity, profile
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Floor, alternating, finish, guided_step, medians, size_of, transformer_of, variant_of
+from benchmarks.common import (
+    Floor,
+    alternating,
+    arguments,
+    finish,
+    guided_step,
+    medians,
+    size_of,
+    transformer_of,
+    variant_of,
+)
 from ovi_studio.model.sampler import FusedSampler, Guidance, TextStates, draw_noise
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.variants import Size, Variant
@@ -24,10 +33,7 @@ from ovi_studio.variants import Size, Variant
 @torch.no_grad()
 def main() -> None:
     """Measures guided steps, batched and one pass after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="mid")
-    parser.add_argument("--size", metavar="HxW")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = arguments(__doc__, "mid")
     parser.add_argument("--attention", default="native", help="backend (default: native)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

@@ -56,9 +56,7 @@ def kill_batch(
     """Make a batch of `clips` in `folder` with `command`, killing it `kills` times on the way."""
     begun = time.monotonic()
     table, library = folder / "batch.csv", folder / "library.db"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = ([f"Clip {n}: a red face says <S>{n}<E>.", steps, n] for n in range(clips))
-        csv.writer(file).writerows([("text_prompt", "steps", "seed"), *rows])
+    write_table(table, clips, steps)
     batch = [*command, "batch", str(table), "-o", str(folder / "clips"), "--library", str(library)]
     begin = 2.0  # seconds, until it is known how long a clip takes
     for killed in range(kills):
@@ -78,6 +76,13 @@ def kill_batch(
             raise SystemExit(f"the batch ended by itself, after {killed} kills: give it more clips or steps")
     subprocess.run(batch, stdout=subprocess.DEVNULL, check=True)
     return look(folder, library, clips, kills, time.monotonic() - begun)
+
+
+def write_table(table: Path, clips: int, steps: int) -> None:
+    """A batch of `clips` rows, each of its own prompt and seed."""
+    with table.open("w", newline="", encoding="utf-8") as file:
+        rows = ([f"Clip {n}: a red face says <S>{n}<E>.", steps, n] for n in range(clips))
+        csv.writer(file).writerows([("text_prompt", "steps", "seed"), *rows])
 
 
 def _wait_for_claim(process: "subprocess.Popen[bytes]", library: Path) -> None:

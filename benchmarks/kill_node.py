@@ -9,7 +9,6 @@ too, and compares the clips byte by byte. The tests do the same with fewer clips
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.kill_batch import COMMAND, Outcome, look
+from benchmarks.kill_batch import COMMAND, Outcome, look, write_table
 from ovi_studio.studio.library import Filter, Library
 
 _BEGIN_SECONDS = 300.0  # until a third of the clips are done, and again until the rest is; guessed
@@ -46,9 +45,7 @@ def kill_node(
     """Make a batch of `clips` in `folder` with `command` on a cluster of `nodes`, killing one of them on the way."""
     begun = time.monotonic()
     table, library = folder / "batch.csv", folder / "library.db"
-    with table.open("w", newline="", encoding="utf-8") as file:
-        rows = ([f"Clip {n}: a red face says <S>{n}<E>.", steps, n] for n in range(clips))
-        csv.writer(file).writerows([("text_prompt", "steps", "seed"), *rows])
+    write_table(table, clips, steps)
     batch = [*command, "batch", str(table), "--keep-going"]
     with simulated(nodes) as (address, workers):
         on_cluster = [*batch, "-o", str(folder / "clips"), "--library", str(library), "--cluster", "auto"]

@@ -9,7 +9,6 @@ units of the natural logarithm. With random weights the distances tell knobs apa
 model.
 """
 
-import argparse
 import copy
 import dataclasses
 import statistics
@@ -25,7 +24,7 @@ from torch import Tensor
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import clock, finish, pipeline_of, size_of, variant_of
+from benchmarks.common import arguments, clock, finish, pipeline_of, size_of, variant_of
 from ovi_studio.errors import EngineError
 from ovi_studio.model.pipeline import OviPipeline
 from ovi_studio.model.sampler import Guidance, Latents, TextStates
@@ -35,7 +34,6 @@ from ovi_studio.runtime.memory import Precision
 from ovi_studio.variants import Size
 
 SEED = 1
-torch.set_num_threads(1)  # what a thread of a processor has worked is told, and that must be all of the work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +145,7 @@ class Runner:
 
 def main() -> None:
     """Runs every knob beside the exact run, `rounds` times, and compares what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--size", metavar="HxW")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", help="a knob; repeatable")

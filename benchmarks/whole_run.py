@@ -6,7 +6,6 @@
 Takes after the first find the model loaded and their prompts encoded; clips an hour are of those.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -18,7 +17,7 @@ import torch
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.common import Floor, finish, guided_step, pipeline_of, size_of, variant_of
+from benchmarks.common import Floor, arguments, finish, guided_step, pipeline_of, size_of, variant_of
 from ovi_studio.cli.plan import preferences_of
 from ovi_studio.engine.engine import OviEngine
 from ovi_studio.events import CancelToken, Finished, Planned
@@ -30,10 +29,7 @@ from ovi_studio.weights.store import Store
 
 def main() -> None:
     """Makes the takes."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--size", metavar="HxW")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser = arguments(__doc__)
     parser.add_argument("--quality", default="exact")
     parser.add_argument("--steps", type=int)
     parser.add_argument("--takes", type=int, default=2)

@@ -9,7 +9,7 @@ Events cross processes: they are small, frozen, picklable, and hold no arrays an
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
@@ -176,6 +176,16 @@ def to_json(event: Event) -> dict[str, Any]:
         case Cancelled():
             pass
     return data
+
+
+def ending_in_words(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events; what ends them early becomes the last one."""
+    try:
+        yield from events
+    except CancelledError:
+        yield Cancelled()
+    except OviStudioError as error:
+        yield Failed.from_error(error)
 
 
 class CancelToken:

@@ -30,8 +30,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ovi_studio import __version__
 from ovi_studio.engine import Engine
 from ovi_studio.engine.node import LAST_EVENTS, Kind, Node, Ready
-from ovi_studio.errors import CancelledError, EngineError, InvalidInputError, MediaError, OviStudioError
-from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, FrameDrawn, Planned
+from ovi_studio.errors import CancelledError, EngineError, InvalidInputError, MediaError
+from ovi_studio.events import Cancelled, CancelToken, Event, Failed, Finished, FrameDrawn, Planned, ending_in_words
 from ovi_studio.files import replacing, writing_errors
 from ovi_studio.media import read_clip
 from ovi_studio.request import GenerationRequest, ImageFrame
@@ -374,13 +374,9 @@ def _picture_of(request: GenerationRequest) -> bytes | None:
 
 
 def _ending_in_words(events: Iterator[Event]) -> Iterator[Event]:
-    """The same events; what ends them early becomes the last one."""
+    """As `ending_in_words`; the cluster itself may fail too."""
     try:
-        yield from events
-    except CancelledError:
-        yield Cancelled()
-    except OviStudioError as error:
-        yield Failed.from_error(error)
+        yield from ending_in_words(events)
     except (RayError, ConnectionError) as error:  # its head is gone, or the way to it
         words = " ".join(str(error).split())[:200].rstrip(".: ")
         yield Failed(f"The cluster has failed: {words}.", "See `ray status`, and run it again.")

@@ -22,22 +22,19 @@ from ovi_studio.engine.first_frame import DrawnFrame, FirstFrames, only_drawing,
 from ovi_studio.engine.looks import Looks
 from ovi_studio.engine.meter import StageMeter
 from ovi_studio.errors import (
-    CancelledError,
     InvalidRequestError,
     OutOfMemoryError,
-    OviStudioError,
 )
 from ovi_studio.events import (
-    Cancelled,
     CancelToken,
     Event,
-    Failed,
     Finished,
     Planned,
     Progress,
     Stage,
     StageStarted,
     StepDone,
+    ending_in_words,
 )
 from ovi_studio.folders import app_folders, make_folder
 from ovi_studio.images import image_digest, read_image
@@ -116,11 +113,11 @@ class OviEngine:
 
     def generate(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
         """See `Engine.generate`. Closing the generator abandons the run and leaves nothing behind."""
-        yield from _ending_in_words(self._make(request, cancel))
+        yield from ending_in_words(self._make(request, cancel))
 
     def draw(self, request: GenerationRequest, cancel: CancelToken) -> Generator[Event, None, None]:
         """See `Engine.draw`. Closing the generator as in `generate`."""
-        yield from _ending_in_words(self._draw(request, cancel))
+        yield from ending_in_words(self._draw(request, cancel))
 
     def close(self) -> None:
         """Lets go of the model and its memory."""
@@ -355,16 +352,6 @@ class OviEngine:
         device = self._placed.plan.device
         on_card = 0 if device == "cpu" else torch.cuda.memory_reserved(device) + CUDA_CONTEXT_BYTES
         return Held(private_bytes(), {device: on_card})
-
-
-def _ending_in_words(events: Iterator[Event]) -> Iterator[Event]:
-    """The same events; what ends them early becomes the last one."""
-    try:
-        yield from events
-    except CancelledError:
-        yield Cancelled()
-    except OviStudioError as error:
-        yield Failed.from_error(error)
 
 
 def _course(

@@ -104,7 +104,7 @@ class BatchTab:
         frames: keeps pictures that clips start from.
         exports: packs clips.
         inbox: folder for the pictures that come with tables; it may be any that can be made again.
-        missing: models whose weights are not here.
+        missing: which weights are not here at the moment.
     """
 
     def __init__(self, visits: Visits, frames: Frames, exports: Exports, inbox: Path, missing: MissingWeights) -> None:
@@ -172,13 +172,12 @@ class BatchTab:
 
     def _notes(self, checked: CheckedSheet, person: Person) -> list[str]:
         """What is worth knowing about the models that the rows ask for."""
-        missing = self._missing(person)
         names = sorted({row.request.variant for row in checked.rows.values()})
         untrained = [f"{name} is untrained: expect noise." for name in names if not get_variant(name).trained]
         remarks = [f"The linter has {checked.remarks} remarks on the prompts: the editor under Create tells them."]
         return [
             *untrained,
-            *(f"{name}: {missing[name]}" for name in names if name in missing),
+            *(f"{name}: {told}" for name in names if (told := self._missing(name, person))),
             *remarks * bool(checked.remarks),
         ]
 

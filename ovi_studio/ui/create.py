@@ -6,7 +6,7 @@ right  the run, the clip, recent clips: `viewer.py`
 
 import html
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -28,12 +28,12 @@ from ovi_studio.ui.queue_tab import Editing
 from ovi_studio.ui.rewriting import Rewriting
 from ovi_studio.ui.starting import Starting
 from ovi_studio.ui.viewer import Viewer
-from ovi_studio.variants import get_variant
+from ovi_studio.variants import VARIANTS, get_variant
 
 _EXAMPLE = "A red face on the left says <S>seven three<E>. Audio: a clear voice"
 
 PlanMaker = Callable[[GenerationRequest], ExecutionPlan]
-MissingWeights = Callable[[Person], Mapping[str, str]]  # models whose weights are not here → what a person can do
+MissingWeights = Callable[[str, Person], str]  # a model's name → what a person can do to have its weights, or ""
 
 
 class Create:
@@ -43,7 +43,7 @@ class Create:
         visits: who asks for clips and finds them.
         frames: keeps pictures that clips start from.
         plan: how a request would be made.
-        missing: models whose weights are not here.
+        missing: which weights are not here at the moment.
         adapters: ids of the adapters that are installed.
     """
 
@@ -85,7 +85,7 @@ class Create:
             self._starting = Starting(self._visits)
             self._rewriting = Rewriting(self._visits)
             parts = form.build_first_frame()
-        parts |= form.build_choices(self._missing(OWNER))
+        parts |= form.build_choices(self._absent())
         seed_and_takes, self._roll = form.build_seed_and_takes()
         parts |= seed_and_takes
         with gr.Column(elem_classes="ovi-card"), gr.Accordion("Advanced", open=False):
@@ -125,14 +125,14 @@ class Create:
             *self._starting.filling,
         ]
 
-        # 4. What a visitor may not do is not offered
+        # 4. What a visitor may not do is not offered, and what was downloaded since is
         for_owner = [wanted.draw_now, self._starting.saving]
 
-        def open_to_owner(request: gr.Request) -> dict[Any, Any]:
-            return dict.fromkeys(for_owner, gr.update(visible=self._visits.of(request).person.is_owner))
+        def offer(request: gr.Request) -> dict[Any, Any]:
+            offered = dict.fromkeys(for_owner, gr.update(visible=self._visits.of(request).person.is_owner))
+            return offered | {wanted.variant: gr.update(choices=form.variant_choices(self._absent()))}
 
-        on(page.load, open_to_owner, None, for_owner)
-        on(page.load, lambda: gr.update(choices=form.variant_choices(self._missing(OWNER))), None, wanted.variant)
+        on(page.load, offer, None, [*for_owner, wanted.variant])
 
         # 5. What was written survives the browser's being closed
         on_any([wanted.prompt.input, *deciding], self._put_by, wanted.inputs, self._draft, raw=True)
@@ -144,13 +144,16 @@ class Create:
 
     # --- What happens -----------------------------------------------------------------------------------------
 
+    def _absent(self) -> list[str]:
+        """Models whose weights are not here."""
+        return [name for name in VARIANTS if self._missing(name, OWNER)]
+
     def _look_ahead(self, values: Values, asking: gr.Request) -> str:
         """What the run will take, in a line; more on a click."""
         try:
-            missing = self._missing(self._visits.of(asking).person)
             request = self._form.request({**values, self._form.prompt: values[self._form.prompt] or "…"})
             plan = self._plan(_sized(request).replace(takes=1))
-            return _outlook(request, plan, missing.get(request.variant, ""))
+            return _outlook(request, plan, self._missing(request.variant, self._visits.of(asking).person))
         except OviStudioError as error:
             words = html.escape(without_folders(str(error)))
             return f'<div class="ovi-outlook"><span class="ovi-bad">{words}</span></div>'

@@ -6,7 +6,7 @@ What stands at the model's own default is left open in the request, so that anot
 """
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -333,13 +333,13 @@ def editor_props(variant: Variant) -> dict[str, str]:
 # --- Choices --------------------------------------------------------------------------------------------------
 
 
-def variant_choices(missing: Mapping[str, str]) -> list[Choice]:
-    """The models as tiles; `missing` says of those without weights what to do."""
+def variant_choices(absent: Collection[str]) -> list[Choice]:
+    """The models as tiles; the weights of those in `absent` are not here."""
     return [
         {
             "value": each.name,
             "label": each.title,
-            "hint": "to be downloaded first" if each.name in missing else _facts(each),
+            "hint": "to be downloaded first" if each.name in absent else _facts(each),
             "title": each.description,
         }
         for each in VARIANTS.values()
@@ -371,7 +371,7 @@ def _shape(size: Size) -> str:
     return "square" if size.width == size.height else "wide" if size.width > size.height else "tall"
 
 
-def build_choices(missing: Mapping[str, str]) -> dict[str, Any]:
+def build_choices(absent: Collection[str]) -> dict[str, Any]:
     """Model, kind of clip and size, drawn where this is called."""
     variant = get_variant(START)
     kinds = (
@@ -380,7 +380,7 @@ def build_choices(missing: Mapping[str, str]) -> dict[str, Any]:
         {"value": "video", "label": "Picture only", "sign": "▢"},
     )
     return {
-        "variant": tiles("Model", START, variant_choices(missing), kind="wide"),
+        "variant": tiles("Model", START, variant_choices(absent), kind="wide"),
         "modality": tiles("Make", "both", kinds, kind="small"),
         "size": tiles("Size", "", size_choices(variant)),
     }

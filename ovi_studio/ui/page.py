@@ -143,17 +143,17 @@ class House:
     inbox: Path
     plan: PlanMaker
 
-    def missing(self, person: Person) -> dict[str, str]:
-        """Of the models whose weights are not here at the moment: how much is to be fetched, and how."""
-        states = (readiness(variant, self.downloads.store) for variant in VARIANTS.values())
-        absent = {each.variant: each.bytes_to_fetch / 1e9 for each in states if not each.ready}
+    def missing(self, variant: str, person: Person) -> str:
+        """Where a model's weights are not here at the moment, how much is to be fetched, and how; else ""."""
+        state = readiness(VARIANTS[variant], self.downloads.store)
+        if state.ready:
+            return ""
         if not person.is_owner:
-            return dict.fromkeys(absent, "Its weights are not on this machine. Choose another model, or ask the owner.")
-        return {
-            variant: f"Its weights are not here: about {size:.1f} GB."
+            return "Its weights are not on this machine. Choose another model, or ask the owner."
+        return (
+            f"Its weights are not here: about {state.bytes_to_fetch / 1e9:.1f} GB."
             f" Fetch them in the System tab, or with `ovi-studio models download {variant}`."
-            for variant, size in absent.items()
-        }
+        )
 
 
 def build_page(house: House) -> gr.Blocks:

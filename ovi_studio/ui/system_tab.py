@@ -17,7 +17,6 @@ from ovi_studio import __version__
 from ovi_studio.errors import InvalidInputError, OviStudioError
 from ovi_studio.folders import HOME_VARIABLE, app_folders, set_weights_folder
 from ovi_studio.request import GenerationRequest
-from ovi_studio.runtime.execution_plan import ExecutionPlan
 from ovi_studio.runtime.hardware import Hardware, probe
 from ovi_studio.studio.desk import Desk
 from ovi_studio.studio.doctor import Check, examine, look_around
@@ -27,6 +26,7 @@ from ovi_studio.studio.library import Filter, default_outputs
 from ovi_studio.studio.visits import Visit
 from ovi_studio.ui import widgets
 from ovi_studio.ui.calls import Answer, Calls
+from ovi_studio.ui.create import PlanMaker
 from ovi_studio.ui.door import Visits
 from ovi_studio.ui.news import title_of
 from ovi_studio.variants import VARIANTS, Variant, get_variant
@@ -37,7 +37,6 @@ from ovi_studio.weights.store import Store
 _RUNS = 24  # in the history; guessed: what a chart shows well
 _FAILURES = 5  # newest, in the text to copy; guessed
 
-PlanMaker: TypeAlias = Callable[[GenerationRequest], ExecutionPlan]
 Act: TypeAlias = Literal["download", "verify", "remove", "cancel"]
 
 

@@ -71,7 +71,7 @@ def workshop(home: Path, hub: Hub | None = None, **engine: object) -> Iterator[W
         visits, exports = CookieVisits(desk), Exports(home / "exports")
         with gr.Blocks(title="Workshop", analytics_enabled=False) as page, gr.Tabs():
             with gr.Tab("Batch"):
-                batch = BatchTab(visits, Frames(home / "frames"), exports, home / "inbox", lambda _: {})
+                batch = BatchTab(visits, Frames(home / "frames"), exports, home / "inbox", lambda *_: "")
             with gr.Tab("System"):
                 system = SystemTab(visits, desk, desk.engine.plan, downloads)
         with page:

@@ -54,7 +54,7 @@ class Page:
         visits = NamedVisits(desk)
         with gr.Blocks() as self.blocks:
             tabs = (
-                BatchTab(visits, Frames(home / "frames"), Exports(home / "exports"), home / "inbox", lambda _: {}),
+                BatchTab(visits, Frames(home / "frames"), Exports(home / "exports"), home / "inbox", lambda *_: ""),
                 SystemTab(visits, desk, desk.engine.plan, downloads, look=lambda _path: simulate("1x24GB@8.9,ram=64")),
             )
         self.functions = {each.__name__: each for tab in tabs for each in tab.widget.server_fns}
