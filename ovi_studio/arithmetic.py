@@ -13,7 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from ovi_studio.shapes import AudioVaeShape, TextEncoderShape, TransformerShape, VideoVaeShape, VocoderShape
+from ovi_studio.shapes import (
+    AudioVaeShape,
+    SpectralVocoderShape,
+    TextEncoderShape,
+    TransformerShape,
+    VideoVaeShape,
+    VocoderShape,
+)
 from ovi_studio.variants import Modality, Size, Variant
 
 Component: TypeAlias = Literal["transformer", "text_encoder", "video_vae", "audio_vae", "vocoder"]
@@ -418,8 +425,25 @@ def _audio_middle(width: int, length: int) -> Cost:
     return 2 * _audio_resnets(width, width, 1, length) + projections + _attention(length, length, width)
 
 
-def vocoder_cost(shape: VocoderShape, mel_frames: int) -> Cost:
-    """The 16 kHz vocoder: transposed convolutions, and after each the mean of some residual blocks."""
+def vocoder_cost(shape: VocoderShape | SpectralVocoderShape, mel_frames: int) -> Cost:
+    """Either vocoder, for one sound."""
+    if isinstance(shape, SpectralVocoderShape):
+        return _spectral_vocoder_cost(shape, mel_frames)
+    return _bigvgan_cost(shape, mel_frames)
+
+
+def _spectral_vocoder_cost(shape: SpectralVocoderShape, mel_frames: int) -> Cost:
+    """Blocks over mel frames. The Fourier transform, far less work, is left out."""
+    width, norm = shape.dim, _vectors(2 * shape.dim)
+    per_channel = Cost(parameters=8 * width, matmul=2 * 7 * width * mel_frames)
+    feed_forward = _layer(width, shape.ffn_dim, 1, mel_frames) + _layer(shape.ffn_dim, width, 1, mel_frames)
+    block = per_channel + norm + feed_forward + _vectors(width)
+    ends = _layer(shape.num_mels, width, 7, mel_frames) + _layer(width, shape.n_fft + 2, 1, mel_frames)
+    return ends + 2 * norm + shape.num_layers * block
+
+
+def _bigvgan_cost(shape: VocoderShape, mel_frames: int) -> Cost:
+    """Transposed convolutions, and after each the mean of some residual blocks."""
     width, length = shape.upsample_initial_channel, mel_frames
     cost = _layer(shape.num_mels, width, 7, length)
     for rate, kernel in zip(shape.upsample_rates, shape.upsample_kernel_sizes, strict=True):

@@ -108,14 +108,31 @@ class AudioVaeShape(Shape):
 
 @dataclass(frozen=True)
 class VocoderShape(Shape):
-    """Arguments of the 16 kHz vocoder. The product of the rates is the mel hop: 256 samples."""
+    """Arguments of `OviVocoder`, the 16 kHz BigVGAN. The product of the rates is the mel hop: 256 samples."""
 
-    upsample_initial_channel: int
+    upsample_initial_channel: int = 1536
     num_mels: int = 80
     upsample_rates: tuple[int, ...] = (4, 4, 2, 2, 2, 2)
     upsample_kernel_sizes: tuple[int, ...] = (8, 8, 4, 4, 4, 4)
     resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
     resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
+
+    @property
+    def hop_length(self) -> int:
+        """Samples a mel frame."""
+        return math.prod(self.upsample_rates)
+
+
+@dataclass(frozen=True)
+class SpectralVocoderShape(Shape):
+    """Arguments of `SpectralVocoder`."""
+
+    dim: int = 144
+    ffn_dim: int = 432
+    num_layers: int = 5
+    num_mels: int = 80
+    n_fft: int = 1024
+    hop_length: int = 256
 
 
 @dataclass(frozen=True)

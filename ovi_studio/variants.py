@@ -18,7 +18,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 from ovi_studio.assets import NANO_CARD, has_data
 from ovi_studio.errors import InvalidInputError
-from ovi_studio.shapes import AudioVaeShape, TextEncoderShape, TransformerShape, VideoVaeShape, VocoderShape
+from ovi_studio.shapes import (
+    AudioVaeShape,
+    SpectralVocoderShape,
+    TextEncoderShape,
+    TransformerShape,
+    VideoVaeShape,
+    VocoderShape,
+)
 
 Modality: TypeAlias = Literal["both", "video", "audio"]
 CaptionDialect: TypeAlias = Literal["audcap", "audio_prefix"]  # <AUDCAP>…<ENDAUDCAP>; "Audio: …" at the end
@@ -95,7 +102,7 @@ class Variant:
     text_encoder: TextEncoderShape
     video_vae: VideoVaeShape
     audio_vae: AudioVaeShape
-    vocoder: VocoderShape
+    vocoder: VocoderShape | SpectralVocoderShape
     text_len: int
     video_latent_frames: int
     audio_latents: int
@@ -371,7 +378,7 @@ def _released(name: str, title: str, description: str, **facts: Any) -> Variant:
             latents_std=_WAN_LATENTS_STD,
         ),
         audio_vae=AudioVaeShape(latent_channels=20, hidden_channels=384, layers_per_block=2),
-        vocoder=VocoderShape(upsample_initial_channel=1536),
+        vocoder=VocoderShape(),
         text_len=512,
         **facts,
     )
@@ -409,7 +416,7 @@ def _nano() -> Variant:
             latents_std=(1.0,) * 16,
         ),
         audio_vae=AudioVaeShape(latent_channels=8, hidden_channels=32, layers_per_block=1),
-        vocoder=VocoderShape(upsample_initial_channel=128),
+        vocoder=SpectralVocoderShape(),
         text_len=96,
         video_latent_frames=13,
         audio_latents=64,

@@ -13,7 +13,8 @@ from torch.utils import _device
 from transformers import UMT5Config, UMT5EncoderModel
 
 from ovi_studio.model.transformer import OviTransformer
-from ovi_studio.model.vocoder import OviVocoder
+from ovi_studio.model.vocoder import OviVocoder, SpectralVocoder
+from ovi_studio.shapes import SpectralVocoderShape
 from ovi_studio.variants import Variant
 
 
@@ -50,6 +51,7 @@ def build_audio_vae(variant: Variant) -> MMAudioVAE:
     return MMAudioVAE(**variant.audio_vae.config()).eval()
 
 
-def build_vocoder(variant: Variant) -> OviVocoder:
-    """The BigVGAN generator that makes a waveform of the audio VAE's mel."""
-    return OviVocoder(**variant.vocoder.config()).eval()
+def build_vocoder(variant: Variant) -> OviVocoder | SpectralVocoder:
+    """What makes a waveform of the audio VAE's mel: a BigVGAN generator, or nano's own."""
+    kind = SpectralVocoder if isinstance(variant.vocoder, SpectralVocoderShape) else OviVocoder
+    return kind(**variant.vocoder.config()).eval()

@@ -27,7 +27,7 @@ from ovi_studio.model.sampler import FusedSampler, Guidance, Latents, TextStates
 from ovi_studio.model.schedulers import SOLVERS
 from ovi_studio.model.transformer import OviTransformer
 from ovi_studio.model.video_vae import decode_frames, encode_frames
-from ovi_studio.model.vocoder import OviVocoder
+from ovi_studio.model.vocoder import OviVocoder, SpectralVocoder
 from ovi_studio.prompt import clean_text
 from ovi_studio.variants import SIZE_MULTIPLE, Modality, Solver, Variant, get_variant
 
@@ -81,7 +81,7 @@ class OviPipeline(DiffusionPipeline):
         transformer: OviTransformer,
         video_vae: AutoencoderKLWan,
         audio_vae: MMAudioVAE,
-        vocoder: OviVocoder,
+        vocoder: OviVocoder | SpectralVocoder,
         variant: str = "720x720_5s",
     ) -> None:
         super().__init__()

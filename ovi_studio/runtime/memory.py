@@ -17,7 +17,7 @@ from ovi_studio import arithmetic
 from ovi_studio.arithmetic import Component
 from ovi_studio.flux import FLUX_KREA, ImageModel
 from ovi_studio.request import GeneratedFrame, GenerationRequest, Quality
-from ovi_studio.shapes import TextEncoderShape, TransformerShape, VideoVaeShape
+from ovi_studio.shapes import SpectralVocoderShape, TextEncoderShape, TransformerShape, VideoVaeShape
 from ovi_studio.variants import WHOLE_RUN, Modality, Size, Variant, is_guided
 
 Precision: TypeAlias = Literal["float32", "bf16", "fp8_compute", "fp8_storage", "int8", "nf4"]
@@ -486,15 +486,18 @@ def preview_bytes(variant: Variant, width: int) -> int:
 
 
 def vocoder_bytes(workload: Workload) -> int:
-    """The vocoder in float32: an activation in its last levels, which are all of one size.
+    """The vocoder in float32. BigVGAN: an activation in its last levels, which are all of one size.
 
     Tensors of channels × samples: the level's input, the sum of its blocks so far, the state of the block that runs,
     the activation's input; and three upsampled to twice the samples: itself, times a factor, and the sine of that.
-    The audio VAE, before it, needs less than half of this.
+    The audio VAE, before it, needs less than half of this. The spectral one: the spectrum as what it is drawn from,
+    as complex numbers, and as windows that overlap.
     """
     if workload.modality == "video":
         return 0
     shape = workload.variant.vocoder
+    if isinstance(shape, SpectralVocoderShape):
+        return 5 * 4 * (shape.n_fft + 2) * workload.variant.num_samples // shape.hop_length
     channels = shape.upsample_initial_channel // 2 ** len(shape.upsample_rates)
     return (4 + 3 * 2) * 4 * channels * workload.variant.num_samples
 

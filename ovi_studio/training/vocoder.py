@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import MMAudioVAE
-from torch import Tensor, nn
+from torch import Tensor
 
-from ovi_studio.model.vocoder import OviVocoder
+from ovi_studio.model.vocoder import SpectralVocoder
 from ovi_studio.training.audio_vae import encode_sound, to_mel, vary
 from ovi_studio.training.loop import Batch, Share, Stage
 from ovi_studio.training.toyland import NUM_SAMPLES, Toyland
@@ -40,14 +40,14 @@ class VocoderStage(Stage):
 
     def __init__(
         self,
-        vocoder: OviVocoder,
+        vocoder: SpectralVocoder,
         vae: MMAudioVAE,
         world: Toyland,
         test_world: Toyland,
         batch_size: int = BATCH_SIZE,
     ) -> None:
         super().__init__()
-        self.vocoder = draw_small(vocoder)
+        self.vocoder = vocoder
         self.vae = vae.requires_grad_(False)
         self._world, self._test_world, self._batch_size = world, test_world, batch_size
 
@@ -95,14 +95,6 @@ class VocoderStage(Stage):
         length = (FRAMES + 2 * MARGIN) * HOP
         pieces = [waveform[start : start + length] for start in rng.integers(0, NUM_SAMPLES - length, 2)]
         return max(pieces, key=lambda piece: float(np.square(piece).sum()))
-
-
-def draw_small(vocoder: OviVocoder) -> OviVocoder:
-    """Fresh weights as HiFi-GAN and BigVGAN draw them. Torch's own are so large that the waveform is all overdriven."""
-    for name, module in vocoder.named_modules():
-        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d) and name != "conv_pre":
-            nn.init.normal_(module.weight, 0.0, 0.01)
-    return vocoder
 
 
 def spectral_distance(made_BS: Tensor, given_BS: Tensor) -> Tensor:

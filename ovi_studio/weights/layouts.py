@@ -23,6 +23,7 @@ from typing import Literal, TypeAlias
 
 from ovi_studio.arithmetic import Component
 from ovi_studio.errors import WeightsError
+from ovi_studio.shapes import VocoderShape
 from ovi_studio.variants import Variant
 from ovi_studio.weights.headers import FLOATS_8, Shape, TensorInfo
 
@@ -227,7 +228,9 @@ def _mel_statistics(variant: Variant) -> Shape:
 
 
 def _mel_convolution(variant: Variant) -> Shape:
-    return (variant.vocoder.upsample_initial_channel, variant.vocoder.num_mels, 7)
+    vocoder = variant.vocoder
+    width = vocoder.upsample_initial_channel if isinstance(vocoder, VocoderShape) else vocoder.dim
+    return (width, vocoder.num_mels, 7)
 
 
 _VIDEO_PATCH, _AUDIO_PATCH, _FUSED = (

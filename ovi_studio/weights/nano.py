@@ -1,4 +1,4 @@
-"""`nano`, the embedded variant: the same classes as the real models, at toy size.
+"""`nano`, the embedded variant: the classes of the real models at toy size, but for a vocoder of its own.
 
     assets/nano/tokenizer/        always
     assets/nano/card.json         how the weights were made; that it is there says that they are: see `is_packed`
@@ -20,7 +20,7 @@ from ovi_studio.errors import WeightsError
 from ovi_studio.model import components
 from ovi_studio.model.pipeline import OviPipeline
 from ovi_studio.model.transformer import OviTransformer
-from ovi_studio.model.vocoder import OviVocoder
+from ovi_studio.model.vocoder import SpectralVocoder
 from ovi_studio.variants import get_variant
 
 WEIGHT_SEED = 2026
@@ -29,7 +29,7 @@ CLASSES: dict[str, Any] = {
     "transformer": OviTransformer,
     "video_vae": AutoencoderKLWan,
     "audio_vae": MMAudioVAE,
-    "vocoder": OviVocoder,
+    "vocoder": SpectralVocoder,
 }
 
 

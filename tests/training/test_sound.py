@@ -8,7 +8,7 @@ import torch
 from diffusers import MMAudioVAE
 from diffusers.models.autoencoders.autoencoder_mmaudio import MMAudioMPConv1d
 
-from ovi_studio.model.vocoder import OviVocoder
+from ovi_studio.model.vocoder import SpectralVocoder
 from ovi_studio.training.audio_vae import AudioVaeStage, encode_sound, to_mel, vary
 from ovi_studio.training.loop import Share
 from ovi_studio.training.vocoder import VocoderStage, spectral_distance
@@ -83,7 +83,7 @@ def test_variations_are_repeatable_and_as_long():
 @pytest.fixture(scope="module")
 def vocoder_stage(world, test_world) -> VocoderStage:
     torch.manual_seed(0)
-    return VocoderStage(OviVocoder(upsample_initial_channel=64), fresh_vae(), world, test_world, batch_size=4)
+    return VocoderStage(SpectralVocoder(dim=32, ffn_dim=64, num_layers=2), fresh_vae(), world, test_world, batch_size=4)
 
 
 def test_the_vocoder_learns_and_the_vae_stays(vocoder_stage):

@@ -82,7 +82,7 @@ def test_psnr_of_a_known_error():
 
 
 def stage_of(world, test_world) -> VideoVaeStage:
-    phases = (Phase(0.5, 1, 4, 64), Phase(1.0, 5, 2, 96))
+    phases = (Phase(0.5, 1, 4, 64), Phase(0.9, 5, 2, 96), Phase(1.0, 9, 2, 96, encoder=False))
     return VideoVaeStage(fresh_vae(), world, test_world, 10, phases)
 
 
@@ -95,7 +95,7 @@ def test_phases_follow_one_another_and_batches_are_shared(world, test_world):
     assert all(torch.equal(late[name], again) for name, again in stage.batch(5, Share()).items())
     for rank in (0, 1):
         part = stage.batch(5, Share(rank, 2))
-        assert all(torch.equal(late[name][rank::2], part[name]) for name in late)
+        assert all(torch.equal(late[name][rank::2], part[name]) for name in ("frames", "noise"))
     assert not torch.equal(late["frames"], stage.batch(6, Share())["frames"])
 
 
@@ -116,6 +116,18 @@ def test_its_loss_falls_and_the_vae_it_saves_scales_its_latents(world, test_worl
         optimizer.zero_grad()
         losses.append(float(loss["reconstruction"].detach()))
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_in_the_end_the_decoder_learns_alone(world, test_world):
+    stage = stage_of(world, test_world)
+    for step, parts in (
+        (8, {"encoder", "quant_conv", "decoder", "post_quant_conv"}),
+        (9, {"decoder", "post_quant_conv"}),
+    ):
+        stage(**stage.batch(step, Share()))["loss"].backward()
+        learns = {name.split(".")[1] for name, parameter in stage.named_parameters() if parameter.grad is not None}
+        assert learns == parts
+        stage.zero_grad()
 
 
 def test_frames_become_tensors():

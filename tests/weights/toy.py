@@ -15,7 +15,7 @@ from torch import Tensor
 from ovi_studio.arithmetic import Component
 from ovi_studio.assets import data_path
 from ovi_studio.model import components
-from ovi_studio.shapes import TransformerShape
+from ovi_studio.shapes import TransformerShape, VocoderShape
 from ovi_studio.variants import VARIANTS, Variant
 from ovi_studio.weights import convert
 
@@ -39,7 +39,7 @@ TOY: Variant = dataclasses.replace(
     text_encoder=dataclasses.replace(NANO.text_encoder, num_layers=2),
     video_vae=dataclasses.replace(VARIANTS["720x720_5s"].video_vae, base_dim=8, decoder_base_dim=8),
     audio_vae=NANO.audio_vae,
-    vocoder=NANO.vocoder,
+    vocoder=VocoderShape(upsample_initial_channel=128),
 )
 
 _COMPONENTS: dict[Component, tuple[str, Callable, Callable]] = {
