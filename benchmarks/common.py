@@ -60,7 +60,7 @@ def size_of(variant: Variant, text: str | None) -> Size:
 
 
 def pipeline_of(variant: Variant, device: str) -> OviPipeline:
-    """With random weights: the embedded ones, the same with a larger transformer, or drawn on the device."""
+    """The embedded one, the same with a larger random transformer, or all random and drawn on the device."""
     if variant.name not in ("nano", MID.name):
         return random_pipeline(variant, device)
     pipeline = load_nano()

@@ -5,8 +5,8 @@
     python benchmarks/quality_of_speed.py --model 720x720_5s --size 704x704 --device cuda
 
 Distance: relative L2 of the latents; PSNR (dB) and SSIM of the frames; mean difference of the log-mel spectrogram, in
-units of the natural logarithm. With random weights the distances tell knobs apart; they are not those of a trained
-model.
+units of the natural logarithm. nano's weights are trained; those of the others are random here, whose distances tell
+knobs apart and no more.
 """
 
 import copy
@@ -34,6 +34,7 @@ from ovi_studio.runtime.memory import Precision
 from ovi_studio.variants import Size
 
 SEED = 1
+PROMPT = "A red face on the left says <S>seven three<E>. Audio: a low voice."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Runner:
         self._size = size
         self._device = device
         self._steps = steps
-        self._text = pipeline.encode_prompts("a red ball rolls. Audio: a clear voice", "blur", "hiss")
+        chosen = pipeline.variant.defaults
+        self._text = pipeline.encode_prompts(PROMPT, chosen.video_negative_prompt, chosen.audio_negative_prompt)
 
     @torch.no_grad()
     def __call__(self, knobs: Knobs, variant: Any, folder: Path) -> tuple[float, Latents]:
@@ -98,7 +100,9 @@ class Runner:
         with AppliedPlan(pipeline, self._plan(knobs), folder) as placed, placed.stage("denoise"):
             dtype = pipeline.transformer.dtype
             text = TextStates(*(state.to(self._device, dtype) for state in vars(self._text).values()))
-            guidance = Guidance(4.0, 3.0, 1, knobs.batched, knobs.interval, knobs.interval)
+            chosen = variant.defaults
+            scales = (chosen.video_guidance_scale, chosen.audio_guidance_scale)
+            guidance = Guidance(*scales, 1, knobs.batched, knobs.interval, knobs.interval)
             steps = max(1, round(knobs.steps * self._steps))
             sampler = pipeline.prepare_sampler(text, guidance, "unipc", 5.0, steps, None, knobs.text_cache)
             frames, audio = variant.num_frames, variant.audio_latents

@@ -423,7 +423,9 @@ def _nano() -> Variant:
         target_area=96 * 96,
         caption_dialect="audio_prefix",
         default_size=Size(96, 96),
-        defaults=SamplingDefaults(num_inference_steps=30, slg_layer=1),
+        defaults=SamplingDefaults(
+            num_inference_steps=30, video_guidance_scale=2.0, audio_guidance_scale=2.0, slg_layer=1
+        ),
         trained=has_data(*NANO_CARD),
     )
 

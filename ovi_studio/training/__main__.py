@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ovi_studio.errors import OviStudioError
-from ovi_studio.training.stages import STAGES
+from ovi_studio.training.stages import COMPILABLE, STAGES
 
 # Imported when asked for: each needs libraries that the others do not.
 TOOLS: Mapping[str, str] = MappingProxyType(
@@ -46,8 +46,12 @@ def _run_stage(given: Sequence[str]) -> int:
     )
     add("--steps", type=int, metavar="N", help="steps of the stage (default: the recipe's)")
     add("--seed", type=int, default=0, metavar="S", help="of clips, noise and fresh weights (default: 0)")
+    add("--compile", action="store_true", help="compile the blocks of a tower or of fusion: minutes first, then faster")
     arguments = parser.parse_args(given)
-    STAGES[arguments.stage](arguments.out, arguments.seed, arguments.steps)
+    if arguments.compile and arguments.stage not in COMPILABLE:
+        parser.error(f"--compile is for {', '.join(sorted(COMPILABLE))}; leave it out")
+    options = {"compiled": True} if arguments.compile else {}
+    STAGES[arguments.stage](arguments.out, arguments.seed, arguments.steps, **options)
     return 0
 
 

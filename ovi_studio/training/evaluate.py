@@ -285,7 +285,7 @@ def main(argv: Sequence[str]) -> int:
     add = parser.add_argument
     add("--weights", type=Path, metavar="DIR", help="that `pack` made (default: those in the package)")
     add("--out", type=Path, required=True, metavar="DIR", help="for report.json, report.md and strips")
-    add("--words", type=Path, metavar="FILE", help=f"word bank (default: DIR/{WORDS_FILE}, made where there is none)")
+    add("--words", type=Path, metavar="DIR", help=f"with {WORDS_FILE}, which is made if missing (default: as --out)")
     add("--clips", type=int, default=CLIPS, metavar="N", help=f"held-out prompts (default: {CLIPS})")
     add("--frames", type=int, default=GIVEN_FRAMES, metavar="N", help=f"from a first frame (default: {GIVEN_FRAMES})")
     add("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
@@ -296,7 +296,7 @@ def main(argv: Sequence[str]) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     pipeline = load_nano(arguments.weights)
     pipeline.set_progress_bar_config(disable=True)
-    world, test_world = toylands(arguments.words or arguments.out / WORDS_FILE, arguments.seed)
+    world, test_world = toylands(arguments.words or arguments.out, arguments.seed)
     recogniser = learn_words(world.bank)
     scenes = [test_world.clip(index) for index in range(arguments.clips)]
 

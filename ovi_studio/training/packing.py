@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from ovi_studio import __version__
 from ovi_studio.assets import NANO_CARD, data_path
 from ovi_studio.errors import WeightsError
+from ovi_studio.training.latents import SHARD
 from ovi_studio.training.toyland import COLOURS, PITCHES, PLACES, TIMES
 from ovi_studio.training.voices import REGISTERS, WORDS
 from ovi_studio.weights.nano import packed_nano
@@ -31,11 +32,14 @@ MAX_BYTES = 25_000_000  # of what is packed
 STAGE_OF = {
     "text_encoder": "text-encoder",
     "transformer": "fusion",
-    "video_vae": "video-vae",
+    "video_vae": "video-decoder",
     "audio_vae": "audio-vae",
     "vocoder": "vocoder",
 }
-ORDER = ("video-vae", "audio-vae", "vocoder", "text-encoder", "audio-tower", "video-tower", "fusion")
+ORDER = (
+    "video-vae", "video-decoder", "audio-vae", "vocoder", "text-encoder", "audio-latents", "latents",
+    "audio-tower", "video-tower", "fusion",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:
@@ -89,6 +93,7 @@ def pack(source: Path, out: Path, told: dict[str, Any]) -> int:
         shutil.copyfile(folders[name] / "config.json", out / name / "config.json")
         for file, tensors in files.items():
             save_file(tensors, out / name / file, {"format": "pt"})
+            (out / name / file).chmod(0o644)  # whoever installs the package is not who uses it
     if not (out / "tokenizer").is_dir():
         shutil.copytree(data_path("assets", "nano", "tokenizer"), out / "tokenizer")
     packed_nano(out)  # loads
@@ -125,10 +130,11 @@ def _halved(path: Path) -> dict[str, torch.Tensor]:
 def _card(source: Path, told: dict[str, Any]) -> dict[str, Any]:
     """How the weights were made, what they reached on clips that never train, and what they know."""
     stages = {stage: _last_rows(source / stage / "curves.jsonl") for stage in ORDER}
+    steps = {stage: rows.get("step", _clips(source / stage)) for stage, rows in stages.items()}
     commands = [
         shlex.join(["python", "-m", "ovi_studio.training", stage, "--out", "DIR", "--seed", str(told["seed"])])
-        + (f" --steps {rows['step']}" if rows else "")
-        for stage, rows in stages.items()
+        + (f" --steps {steps[stage]:g}" if steps[stage] else "")
+        for stage in ORDER
     ]
     return {
         "name": "nano",
@@ -136,7 +142,7 @@ def _card(source: Path, told: dict[str, Any]) -> dict[str, Any]:
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         **told,
         "commands": commands,
-        "measured": stages,
+        "measured": {stage: rows for stage, rows in stages.items() if rows},
         "knows": {
             "prompts": [
                 "A red face on the left says <S>seven three<E>. Audio: a low voice.",
@@ -151,6 +157,11 @@ def _card(source: Path, told: dict[str, Any]) -> dict[str, Any]:
             "pitches": [f"{pitch} Hz" for pitch in PITCHES],
         },
     }
+
+
+def _clips(folder: Path) -> int:
+    """How many clips a stage has made latents of."""
+    return SHARD * len(_tensor_files(folder / "train"))
 
 
 def _last_rows(curves: Path) -> dict[str, float]:

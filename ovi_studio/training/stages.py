@@ -2,7 +2,8 @@
 
     python -m ovi_studio.training STAGE --out DIR
 
-    video-vae ─────────────────────────────┐
+    video-vae ── video-decoder
+        └──────────────────────────────────┐
     audio-vae ── audio-latents ──┐         │
         └─ vocoder               │      latents ── video-tower ──┐
     text-encoder ────────────────┴── audio-tower ────────────────┴── fusion
@@ -10,7 +11,6 @@
 Every stage reads what earlier ones left in DIR/STAGE/weights and leaves its own there.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,18 +31,18 @@ from ovi_studio.training.latents import LatentSet, make_latents
 from ovi_studio.training.loop import Settings, train
 from ovi_studio.training.text_encoder import TextEncoderStage
 from ovi_studio.training.toyland import Toyland
-from ovi_studio.training.video_vae import VideoVaeStage
+from ovi_studio.training.video_vae import WHOLE_CLIPS, VideoVaeStage, begin, freeze_encoder
 from ovi_studio.training.vocoder import VocoderStage
 from ovi_studio.training.voices import TEST_VOICES, word_bank
 from ovi_studio.variants import get_variant
 
-Run: TypeAlias = Callable[[Path, int, int | None], None]  # (folder of all stages, seed, steps or the recipe's)
+Run: TypeAlias = Callable[..., None]  # (folder of all stages, seed, steps or the recipe's[, compiled])
 Component = TypeVar("Component")
 
 NANO = get_variant("nano")
 WORDS_FILE = "words.npz"
 TEST_LATENTS = 250  # clips
-_VIDEO_VAE, _AUDIO_VAE, _TEXT_ENCODER = "video-vae", "audio-vae", "text-encoder"
+_VIDEO_VAE, _VIDEO_DECODER, _AUDIO_VAE, _TEXT_ENCODER = "video-vae", "video-decoder", "audio-vae", "text-encoder"
 _VIDEO_TOWER, _AUDIO_TOWER, _LATENTS, _AUDIO_LATENTS = "video-tower", "audio-tower", "latents", "audio-latents"
 
 
@@ -50,8 +50,16 @@ def train_video_vae(out: Path, seed: int, steps: int | None) -> None:
     """The video VAE, alone."""
     settings = Settings(steps=steps or 12_000, learning_rate=2e-3)
     torch.manual_seed(seed)
-    stage = VideoVaeStage(components.build_video_vae(NANO), *toylands(out, seed), settings.steps)
+    stage = VideoVaeStage(begin(components.build_video_vae(NANO)), *toylands(out, seed), settings.steps)
     train(stage.train(), settings, out / _VIDEO_VAE)
+
+
+def train_video_decoder(out: Path, seed: int, steps: int | None) -> None:
+    """The video VAE's decoder, on whole clips."""
+    settings = Settings(steps=steps or 1000, learning_rate=5e-4, ema_decay=0.98)
+    vae = freeze_encoder(_trained(AutoencoderKLWan, out, _VIDEO_VAE))
+    stage = VideoVaeStage(vae, *toylands(out, seed), settings.steps, WHOLE_CLIPS)
+    train(stage.train(), settings, out / _VIDEO_DECODER)
 
 
 def train_audio_vae(out: Path, seed: int, steps: int | None) -> None:
@@ -91,19 +99,19 @@ def make_audio_latents(out: Path, seed: int, clips: int | None) -> None:
     _make_latents(out, _AUDIO_LATENTS, seed, clips or 20_000, None)
 
 
-def train_audio_tower(out: Path, seed: int, steps: int | None) -> None:
+def train_audio_tower(out: Path, seed: int, steps: int | None, compiled: bool = False) -> None:
     """The audio half of the transformer, from nothing."""
-    _train_flow(out, seed, "audio", Settings(steps=steps or 15_000, learning_rate=1e-3, betas=BETAS))
+    _train_flow(out, seed, "audio", compiled, Settings(steps=steps or 15_000, learning_rate=1e-3, betas=BETAS))
 
 
-def train_video_tower(out: Path, seed: int, steps: int | None) -> None:
+def train_video_tower(out: Path, seed: int, steps: int | None, compiled: bool = False) -> None:
     """The video half of the transformer, in place of the paper's ready-made one."""
-    _train_flow(out, seed, "video", Settings(steps=steps or 12_000, learning_rate=1e-3, betas=BETAS))
+    _train_flow(out, seed, "video", compiled, Settings(steps=steps or 12_000, learning_rate=1e-3, betas=BETAS))
 
 
-def train_fusion(out: Path, seed: int, steps: int | None) -> None:
+def train_fusion(out: Path, seed: int, steps: int | None, compiled: bool = False) -> None:
     """Both halves together."""
-    _train_flow(out, seed, "both", Settings(steps=steps or 12_000, learning_rate=5e-4, betas=BETAS))
+    _train_flow(out, seed, "both", compiled, Settings(steps=steps or 12_000, learning_rate=5e-4, betas=BETAS))
 
 
 def toylands(out: Path, seed: int) -> tuple[Toyland, Toyland]:
@@ -112,7 +120,7 @@ def toylands(out: Path, seed: int) -> tuple[Toyland, Toyland]:
     return Toyland(seed, bank), Toyland(seed, bank, "test", TEST_VOICES)
 
 
-def _train_flow(out: Path, seed: int, streams: Streams, settings: Settings) -> None:
+def _train_flow(out: Path, seed: int, streams: Streams, compiled: bool, settings: Settings) -> None:
     torch.manual_seed(seed)
     transformer = components.build_transformer(NANO)
     if streams == "both":
@@ -122,8 +130,8 @@ def _train_flow(out: Path, seed: int, streams: Streams, settings: Settings) -> N
     folder = out / (_AUDIO_LATENTS if streams == "audio" else _LATENTS)
     latents, test_latents = (LatentSet.load(folder / split) for split in ("train", "test"))
     name = {"audio": _AUDIO_TOWER, "video": _VIDEO_TOWER, "both": "fusion"}[streams]
-    if shutil.which("c++"):  # torch compiles with it; the blocks are alike, so once: measured 1.2 times as fast
-        for block in transformer.blocks:
+    if compiled:
+        for block in transformer.blocks:  # all alike: compiled once
             block.compile()
     stage = FlowStage(transformer, texts, latents, test_latents, streams, settings.steps, seed=seed)
     train(stage.train(), settings, out / name)
@@ -156,9 +164,11 @@ def _trained(kind: type[Component], out: Path, stage: str) -> Component:
     return loaded
 
 
+COMPILABLE = frozenset({_AUDIO_TOWER, _VIDEO_TOWER, "fusion"})
 STAGES: Mapping[str, Run] = MappingProxyType(
     {
         _VIDEO_VAE: train_video_vae,
+        _VIDEO_DECODER: train_video_decoder,
         _AUDIO_VAE: train_audio_vae,
         "vocoder": train_vocoder,
         _TEXT_ENCODER: train_text_encoder,

@@ -1,11 +1,11 @@
-"""Stage `video-vae`: the variant's `AutoencoderKLWan` learns to see the toy world.
+"""Stages `video-vae` and `video-decoder`: the variant's `AutoencoderKLWan` learns to see the toy world.
 
 It starts from causal inflation (Wan, arXiv 2503.20314, section 4.1.2): a video VAE that treats its frames as single
 pictures, whose space is learned first, on single frames, and whose time then on 5, 9 and 17 frames. The loss counts
 most where something moves and at edges: these are few pixels, and they are what a clip is about.
 
-Last, the decoder alone learns whole clips. It remembers what it drew, and what it has never seen so late it draws
-wrong: after 17 frames of training purple turned green towards the end of 49.
+Then the decoder alone learns whole clips. It remembers what it drew, and what has never come so late it draws wrong:
+after 17 frames of training purple turned green towards the end of 49. Latents that were made stay true.
 """
 
 import functools
@@ -41,31 +41,29 @@ class Phase:
         frames: of a sample.
         batch_size: samples of a step.
         crop: side of a sample in pixels; about the thing in the clip, where it is less than the frame's.
-        encoder: whether the encoder learns too. Where it does not, latents that were made stay true.
     """
 
     until: float
     frames: int
     batch_size: int
     crop: int
-    encoder: bool = True
 
 
 PHASES = (
     Phase(0.3, 1, 16, 64),
     Phase(0.5, 5, 8, 64),
     Phase(0.7, 9, 4, 64),
-    Phase(0.85, 17, 2, 64),
-    Phase(0.95, 17, 2, SIZE),
-    Phase(1.0, NUM_FRAMES, 1, SIZE, encoder=False),
+    Phase(0.9, 17, 2, 64),
+    Phase(1.0, 17, 2, SIZE),
 )
+WHOLE_CLIPS = (Phase(1.0, NUM_FRAMES, 1, SIZE),)
 
 
 class VideoVaeStage(Stage):
     """Trains the VAE on the toy world.
 
     Args:
-        vae: with fresh weights.
+        vae: as `begin` leaves it, or trained. What of it needs no gradients stays.
         world: that trains.
         test_world: that measures.
         steps: of the whole training.
@@ -84,8 +82,6 @@ class VideoVaeStage(Stage):
         self.vae = vae
         self._world, self._test_world = world, test_world
         self._steps, self._phases = steps, phases
-        narrow_posterior(vae)
-        inflate_causally(vae)
         skip_absent_past(vae)
 
     def batch(self, step: int, share: Share) -> Batch:
@@ -99,13 +95,12 @@ class VideoVaeStage(Stage):
         ]
         side, latents = phase.crop // self.vae.spatial_compression_ratio, 1 + (phase.frames - 1) // 4
         noise = noise_of(self._world.seed, indices, (self.vae.config.z_dim, latents, side, side))
-        return {"frames": torch.stack(pieces), "noise": noise, "encoder": torch.tensor(phase.encoder)}
+        return {"frames": torch.stack(pieces), "noise": noise}
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         """Reconstruction, weighted by what counts, and the latents' distance from a normal distribution."""
         frames = batch["frames"]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(batch["encoder"])):
-            posterior = self.vae.encode(frames).latent_dist
+        posterior = self.vae.encode(frames).latent_dist
         decoded = decode_unclamped(self.vae, posterior.mean + posterior.std * batch["noise"])
         weight = importance(frames)
         error = decoded - frames
@@ -152,6 +147,20 @@ class VideoVaeStage(Stage):
 
 
 # --- Starting point ---------------------------------------------------------------------------------------------
+
+
+def begin(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Where training starts, from fresh weights."""
+    narrow_posterior(vae)
+    inflate_causally(vae)
+    return vae
+
+
+def freeze_encoder(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Leaves the decoder to be trained."""
+    vae.encoder.requires_grad_(False)
+    vae.quant_conv.requires_grad_(False)
+    return vae
 
 
 def inflate_causally(vae: AutoencoderKLWan) -> None:

@@ -8,12 +8,15 @@ Where the package has no weights, they are random, drawn from a fixed seed, so t
 every machine makes the same noise; every door says so. `python -m ovi_studio.training pack` puts them there.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, MMAudioVAE
 from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers.utils import logging
 
 from ovi_studio.assets import NANO_CARD, data_path
 from ovi_studio.errors import WeightsError
@@ -60,7 +63,8 @@ def packed_nano(folder: Path) -> OviPipeline:
     for name, kind in CLASSES.items():
         typed = {"dtype" if name == "text_encoder" else "torch_dtype": torch.float32}
         try:
-            parts[name] = kind.from_pretrained(folder / name, local_files_only=True, **typed).eval()
+            with _without_progress_bar():
+                parts[name] = kind.from_pretrained(folder / name, local_files_only=True, **typed).eval()
         except (OSError, ValueError, RuntimeError) as error:
             raise WeightsError(f"nano's {name} in {folder} cannot be read.", "Install ovi-studio again.") from error
     return OviPipeline(tokenizer=_tokenizer(folder), variant="nano", **parts)
@@ -80,6 +84,18 @@ def fresh_nano() -> OviPipeline:
             vocoder=components.build_vocoder(variant),
             variant=variant.name,
         )
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Transformers shows one for every load, and these take a moment."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _tokenizer(folder: Path) -> Any:

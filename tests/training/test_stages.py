@@ -11,7 +11,7 @@ from ovi_studio.training import stages, video_vae, voices
 from ovi_studio.training.__main__ import main
 from ovi_studio.training.loop import Settings, train
 from ovi_studio.training.toyland import Toyland
-from ovi_studio.training.video_vae import Phase, VideoVaeStage
+from ovi_studio.training.video_vae import Phase, VideoVaeStage, begin
 from tests.training import tiny
 
 
@@ -53,7 +53,7 @@ def test_the_saved_video_vae_scales_its_latents_to_about_one(out, monkeypatch):
     torch.manual_seed(0)
     worlds = Toyland(0, tiny.bank()), Toyland(0, tiny.bank(), "test", voices.TEST_VOICES)
     vae = components.build_video_vae(stages.NANO)
-    stage = VideoVaeStage(vae, *worlds, 2, (Phase(1.0, 5, 2, 64),))
+    stage = VideoVaeStage(begin(vae), *worlds, 2, (Phase(1.0, 5, 2, 64),))
     train(stage.train(), Settings(2, log_every=1, evaluate_every=2), out / "video-vae")
     saved = AutoencoderKLWan.from_pretrained(out / "video-vae" / "weights")
     assert len(saved.config.latents_mean) == len(saved.config.latents_std) == 16
