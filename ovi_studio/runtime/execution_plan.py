@@ -231,7 +231,7 @@ class Preferences:
         text_cache: see above.
         batched_guidance: one batch, or one pass after the other.
         compile: see above.
-        step_cache: approximate, and its gain on trained weights is not measured: never chosen unless asked for.
+        step_cache: approximate, and its gain on released weights is not measured: never chosen unless asked for.
         step_cache_threshold: see above.
         gpu_limit_bytes: of the card's memory, at most this may be used, context included.
         host_limit_bytes: of host memory, at most this may be used.

@@ -126,7 +126,7 @@ def _placement_reasons(
 
 
 def _turbo_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:
-    """What is approximate, and what that costs; measured on models with random weights, see docs/performance.md."""
+    """What is approximate, and what that costs where it was measured: on nano, see docs/performance.md."""
     if preferences.step_cache == "first_block":
         threshold = preferences.step_cache_threshold or STEP_CACHE_THRESHOLD
         yield (
