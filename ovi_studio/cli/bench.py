@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ovi_studio.request import GenerationRequest
 
 RATES = ("matmul", "matmul_fp8", "attention", "convolution", "memory", "host_to_card")
-PROMPT = "A red face says <S>seven three<E>. Audio: a clear voice"
+PROMPT = "A red face on the left says <S>seven three<E>. Audio: a low voice."
 
 
 def add_parser(commands: Any) -> None:

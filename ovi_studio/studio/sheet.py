@@ -26,9 +26,9 @@ _PICTURE = "image_path"
 
 EXAMPLE = """\
 text_prompt,name,seed,takes,steps
-"A red face on the left says <S>seven three<E>. Audio: a clear voice",Seven three,7,1,20
-"A blue face on the right says <S>hello there<E>. Audio: a soft voice",Hello,8,2,
-"Waves roll onto a beach at dusk. Audio: surf and wind",Waves,,1,
+"A red face on the left says <S>seven three<E>. Audio: a low voice.",Seven three,7,1,20
+"A blue ball in the middle bounces twice. Audio: two thuds.",Two bounces,8,2,
+"A white lamp on the right blinks once. Audio: a tone of 600 Hz.",Lamp,,1,
 """
 
 

@@ -30,7 +30,7 @@ from ovi_studio.ui.starting import Starting
 from ovi_studio.ui.viewer import Viewer
 from ovi_studio.variants import VARIANTS, get_variant
 
-_EXAMPLE = "A red face on the left says <S>seven three<E>. Audio: a clear voice"
+_EXAMPLE = "A red face on the left says <S>seven three<E>. Audio: a low voice."
 
 PlanMaker = Callable[[GenerationRequest], ExecutionPlan]
 MissingWeights = Callable[[str, Person], str]  # a model's name → what a person can do to have its weights, or ""
