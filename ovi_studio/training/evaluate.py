@@ -291,12 +291,15 @@ def main(argv: Sequence[str]) -> int:
     add("--steps", type=int, metavar="N", help="sampling steps (default: the model's)")
     add("--seed", type=int, default=0, metavar="S", help="of the training (default: 0)")
     arguments = parser.parse_args(argv)
+    words = arguments.words or arguments.out
+    if words.is_file():
+        parser.error(f"--words: {words} is a file; give the folder that has {WORDS_FILE}")
 
     # 1. Who makes, who measures
     arguments.out.mkdir(parents=True, exist_ok=True)
     pipeline = load_nano(arguments.weights)
     pipeline.set_progress_bar_config(disable=True)
-    world, test_world = toylands(arguments.words or arguments.out, arguments.seed)
+    world, test_world = toylands(words, arguments.seed)
     recogniser = learn_words(world.bank)
     scenes = [test_world.clip(index) for index in range(arguments.clips)]
 

@@ -92,6 +92,14 @@ def test_the_command_reports_on_the_package(tmp_path, monkeypatch, capfd):
     assert PIL.Image.open(pictures[0]).width == 12 * 96
 
 
+def test_a_file_in_place_of_the_folder_with_the_words_is_refused(tmp_path, capfd):
+    (tmp_path / "words.npz").touch()
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "--out", str(tmp_path), "--words", str(tmp_path / "words.npz")])
+    assert stop.value.code == 2
+    assert "give the folder that has words.npz" in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_clips_follow_their_seed_and_the_exchange_matters(world):
     pipeline = fresh_nano()

@@ -27,6 +27,10 @@ def trained(tmp_path_factory):
         getattr(pipeline, name).save_pretrained(folder / stage / "weights")
     rows = [{"step": 7, "loss": 0.5}, {"step": 7, "test_loss": 0.4}]
     (folder / "fusion" / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shards = folder / "latents" / "train"
+    shards.mkdir(parents=True)
+    for number in range(2):
+        (shards / f"{number:05d}.safetensors").touch()
     return folder
 
 
@@ -64,6 +68,7 @@ def test_the_card_tells_how_and_what(packed):
     assert (card["seed"], card["hours"], card["machine"]) == (3, 7.5, "a desk")
     assert card["measured"]["fusion"] == {"step": 7, "test_loss": 0.4}
     assert any("fusion --out DIR --seed 3 --steps 7" in command for command in card["commands"])
+    assert any(" latents --out DIR --seed 3 --steps 500" in command for command in card["commands"])
     assert "seven" in card["knows"]["words"]
     assert 1e6 < card["bytes"] <= packing.MAX_BYTES
 

@@ -35,6 +35,12 @@ def test_an_unknown_stage_is_refused(out, capsys):
     assert "video-vae" in capsys.readouterr().err
 
 
+def test_what_has_no_blocks_is_not_compiled(out, capsys):
+    with pytest.raises(SystemExit):
+        main(["vocoder", "--out", str(out), "--compile"])
+    assert "--compile is for audio-tower, fusion, video-tower; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_audio_stages_follow_one_another(out, monkeypatch):
     """Each for a step or two, from the word bank to a trained audio tower."""
@@ -42,6 +48,10 @@ def test_audio_stages_follow_one_another(out, monkeypatch):
     monkeypatch.setattr("ovi_studio.training.latents.SHARD", 20)
     for stage, steps in (("audio-vae", 2), ("text-encoder", 2), ("audio-latents", 20), ("audio-tower", 1)):
         assert main([stage, "--out", str(out), "--steps", str(steps), "--seed", "1"]) == 0
+    compiled: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(type(module).__name__))
+    assert main(["audio-tower", "--out", str(out), "--steps", "1", "--seed", "1", "--compile"]) == 0
+    assert compiled == ["FusionBlock"] * 4
     rows = [json.loads(line) for line in (out / "audio-tower" / "curves.jsonl").read_text().splitlines()]
     assert {"loss", "audio"} <= rows[0].keys()
     assert {"test_loss", "test_audio_0.5"} <= rows[1].keys()

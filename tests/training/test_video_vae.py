@@ -97,7 +97,7 @@ def test_phases_follow_one_another_and_batches_are_shared(world, test_world):
     assert all(torch.equal(late[name], again) for name, again in stage.batch(5, Share()).items())
     for rank in (0, 1):
         part = stage.batch(5, Share(rank, 2))
-        assert all(torch.equal(late[name][rank::2], part[name]) for name in ("frames", "noise"))
+        assert all(torch.equal(late[name][rank::2], part[name]) for name in late)
     assert not torch.equal(late["frames"], stage.batch(6, Share())["frames"])
 
 
