@@ -191,7 +191,7 @@ class Streamed:
 # --- Streaming --------------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)  # a slot is itself alone: equal memory is another place
 class _Slot:
     """Memory on the device for one block, and which block is in it (-1: none).
 

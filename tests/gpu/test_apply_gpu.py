@@ -158,6 +158,19 @@ def test_compiled_blocks(tmp_path: Path, precision: str, place: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("place", ["resident", "streamed"])
+def test_step_cache_reuses_on_the_card_what_it_reuses_on_the_cpu(tmp_path: Path, place: str, compiled: bool) -> None:
+    pipeline = load_nano()
+    reusing: Any = {"step_cache": "first_block", "step_cache_threshold": 1e9}
+    expected = run(pipeline, plan_of(**reusing), tmp_path, steps=4)
+    plan = on_card(transformer=component("float32", place), compile=compiled, **reusing)
+    found = run(pipeline, plan, tmp_path, steps=4)
+    for a, b in zip(found[1:3], expected[1:3], strict=True):
+        assert relative(a, b) < 0.01
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("backend", ["_native_cudnn", "flash", "_flash_3", "sage"])
 def test_attention_kernels(tmp_path: Path, backend: Any) -> None:
     pytest.importorskip(
