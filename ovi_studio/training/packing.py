@@ -33,11 +33,11 @@ STAGE_OF = {
     "text_encoder": "text-encoder",
     "transformer": "fusion",
     "video_vae": "video-decoder",
-    "audio_vae": "audio-vae",
+    "audio_vae": "audio-decoder",
     "vocoder": "vocoder",
 }
 ORDER = (
-    "video-vae", "video-decoder", "audio-vae", "vocoder", "text-encoder", "audio-latents", "latents",
+    "video-vae", "video-decoder", "audio-vae", "audio-decoder", "vocoder", "text-encoder", "audio-latents", "latents",
     "audio-tower", "video-tower", "fusion",
 )  # fmt: skip
 

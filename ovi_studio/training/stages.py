@@ -5,7 +5,8 @@
     video-vae ── video-decoder
         └──────────────────────────────────┐
     audio-vae ── audio-latents ──┐         │
-        └─ vocoder               │      latents ── video-tower ──┐
+        ├─ audio-decoder         │      latents ── video-tower ──┐
+        └─ vocoder               │                               │
     text-encoder ────────────────┴── audio-tower ────────────────┴── fusion
 
 Every stage reads what earlier ones left in DIR/STAGE/weights and leaves its own there.
@@ -25,13 +26,15 @@ from ovi_studio.assets import data_path
 from ovi_studio.errors import OviStudioError
 from ovi_studio.model import components
 from ovi_studio.model.transformer import OviTransformer
-from ovi_studio.training.audio_vae import AudioVaeStage
+from ovi_studio.training.audio_vae import AudioDecoderStage, AudioVaeStage
+from ovi_studio.training.audio_vae import begin as begin_audio
 from ovi_studio.training.flow import BETAS, FlowStage, Streams, Texts, fuse_towers
 from ovi_studio.training.latents import LatentSet, make_latents
 from ovi_studio.training.loop import Settings, train
 from ovi_studio.training.text_encoder import TextEncoderStage
 from ovi_studio.training.toyland import Toyland
-from ovi_studio.training.video_vae import WHOLE_CLIPS, VideoVaeStage, begin, freeze_encoder
+from ovi_studio.training.video_vae import WHOLE_CLIPS, VideoVaeStage, freeze_encoder
+from ovi_studio.training.video_vae import begin as begin_video
 from ovi_studio.training.vocoder import VocoderStage
 from ovi_studio.training.voices import TEST_VOICES, word_bank
 from ovi_studio.variants import get_variant
@@ -42,7 +45,8 @@ Component = TypeVar("Component")
 NANO = get_variant("nano")
 WORDS_FILE = "words.npz"
 TEST_LATENTS = 250  # clips
-_VIDEO_VAE, _VIDEO_DECODER, _AUDIO_VAE, _TEXT_ENCODER = "video-vae", "video-decoder", "audio-vae", "text-encoder"
+_VIDEO_VAE, _VIDEO_DECODER, _TEXT_ENCODER = "video-vae", "video-decoder", "text-encoder"
+_AUDIO_VAE, _AUDIO_DECODER = "audio-vae", "audio-decoder"
 _VIDEO_TOWER, _AUDIO_TOWER, _LATENTS, _AUDIO_LATENTS = "video-tower", "audio-tower", "latents", "audio-latents"
 
 
@@ -50,7 +54,7 @@ def train_video_vae(out: Path, seed: int, steps: int | None) -> None:
     """The video VAE, alone."""
     settings = Settings(steps=steps or 12_000, learning_rate=2e-3)
     torch.manual_seed(seed)
-    stage = VideoVaeStage(begin(components.build_video_vae(NANO)), *toylands(out, seed), settings.steps)
+    stage = VideoVaeStage(begin_video(components.build_video_vae(NANO)), *toylands(out, seed), settings.steps)
     train(stage.train(), settings, out / _VIDEO_VAE)
 
 
@@ -66,8 +70,16 @@ def train_audio_vae(out: Path, seed: int, steps: int | None) -> None:
     """The audio VAE, alone."""
     settings = Settings(steps=steps or 6000, learning_rate=2e-3, weight_decay=0.0)
     torch.manual_seed(seed)
-    stage = AudioVaeStage(components.build_audio_vae(NANO), *toylands(out, seed))
-    train(stage.train(), settings, out / _AUDIO_VAE)
+    train_world, test_world = toylands(out, seed)
+    vae = begin_audio(components.build_audio_vae(NANO), train_world)
+    train(AudioVaeStage(vae, train_world, test_world).train(), settings, out / _AUDIO_VAE)
+
+
+def train_audio_decoder(out: Path, seed: int, steps: int | None) -> None:
+    """The audio VAE's decoder, which learns to keep pure tones."""
+    settings = Settings(steps=steps or 1500, learning_rate=5e-4, weight_decay=0.0, ema_decay=0.98)
+    stage = AudioDecoderStage(_trained(MMAudioVAE, out, _AUDIO_VAE), *toylands(out, seed))
+    train(stage.train(), settings, out / _AUDIO_DECODER)
 
 
 def train_vocoder(out: Path, seed: int, steps: int | None) -> None:
@@ -170,6 +182,7 @@ STAGES: Mapping[str, Run] = MappingProxyType(
         _VIDEO_VAE: train_video_vae,
         _VIDEO_DECODER: train_video_decoder,
         _AUDIO_VAE: train_audio_vae,
+        _AUDIO_DECODER: train_audio_decoder,
         "vocoder": train_vocoder,
         _TEXT_ENCODER: train_text_encoder,
         _AUDIO_LATENTS: make_audio_latents,

@@ -76,7 +76,7 @@ def test_the_card_tells_how_and_what(packed):
 def test_a_stage_that_has_not_run_is_named_and_nothing_is_touched(trained, packed, tmp_path, capsys):
     (tmp_path / "video-decoder").symlink_to(trained / "video-decoder")
     assert main(["pack", "--from", str(tmp_path), "--out", str(packed)]) == 2
-    assert "lacks what text-encoder, fusion, audio-vae, vocoder would leave" in capsys.readouterr().err
+    assert "lacks what text-encoder, fusion, audio-decoder, vocoder would leave" in capsys.readouterr().err
     assert is_packed(packed)
 
 

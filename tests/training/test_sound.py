@@ -1,5 +1,6 @@
 """The stages of the audio VAE and of the vocoder."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,16 @@ from diffusers import MMAudioVAE
 from diffusers.models.autoencoders.autoencoder_mmaudio import MMAudioMPConv1d
 
 from ovi_studio.model.vocoder import SpectralVocoder
-from ovi_studio.training.audio_vae import AudioVaeStage, encode_sound, to_mel, vary
+from ovi_studio.training.audio_vae import (
+    AudioDecoderStage,
+    AudioVaeStage,
+    begin,
+    distance_of,
+    encode_sound,
+    peak_distance_of,
+    to_mel,
+    vary,
+)
 from ovi_studio.training.loop import Share
 from ovi_studio.training.vocoder import VocoderStage, spectral_distance
 
@@ -24,7 +34,7 @@ def fresh_vae() -> MMAudioVAE:
 
 @pytest.fixture(scope="module")
 def vae_stage(world, test_world) -> AudioVaeStage:
-    return AudioVaeStage(fresh_vae(), world, test_world, batch_size=4)
+    return AudioVaeStage(begin(fresh_vae(), world), world, test_world, batch_size=4)
 
 
 def row_norms(vae: MMAudioVAE) -> torch.Tensor:
@@ -65,6 +75,34 @@ def test_the_vae_standardizes_mels_and_learns(vae_stage):
         vae_stage.after_step()
         distances.append(float(losses["distance"].detach()))
     assert distances[-1] < 0.8 * distances[0]
+
+
+def test_the_decoder_learns_peaks_while_the_encoder_stays(world, test_world):
+    stage = AudioDecoderStage(begin(fresh_vae(), world), world, test_world, batch_size=4)
+    stays, statistics = copy.deepcopy(stage.vae.vae.encoder.state_dict()), stage.vae.vae.data_mean.clone()
+    batch = stage.batch(0, Share())
+    assert torch.equal(batch["waveform"][1], torch.from_numpy(world.clip(1).waveform))
+    assert not torch.equal(batch["waveform"][2], torch.from_numpy(world.clip(2).waveform))
+    optimizer = torch.optim.Adam([p for p in stage.parameters() if p.requires_grad], 5e-3)
+    peaks = []
+    for _ in range(8):
+        losses = stage(**batch)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        stage.after_step()
+        peaks.append(float(losses["peak"].detach()))
+    assert peaks[-1] < 0.8 * peaks[0]
+    assert all(torch.equal(value, stays[name]) for name, value in stage.vae.vae.encoder.state_dict().items())
+    assert torch.equal(stage.vae.vae.data_mean, statistics)
+
+
+def test_a_missing_line_counts_at_the_peak_and_hardly_in_the_mean():
+    mel = torch.full((1, 80, 4), -4.0)
+    mel[:, 30] = 0.0
+    silent = torch.full((1, 80, 4), -4.0)
+    assert peak_distance_of(silent, mel) == pytest.approx(4 * math.log(10))
+    assert distance_of(silent, mel) == pytest.approx(4 * math.log(10) / 80)
 
 
 def test_a_latent_covers_512_samples(vae_stage):
