@@ -28,6 +28,7 @@ from ovi_studio.training.voices import REGISTERS, WORDS
 from ovi_studio.weights.nano import packed_nano
 
 MAX_BYTES = 25_000_000  # of what is packed
+FRONT_END = "mel_converter."  # tensors that nothing has learned: they stay as they are, small and exact
 # The stage that leaves each component.
 STAGE_OF = {
     "text_encoder": "text-encoder",
@@ -117,10 +118,10 @@ def _tensor_files(folder: Path) -> list[Path]:
 
 
 def _halved(path: Path) -> dict[str, torch.Tensor]:
-    """A file's tensors in float16; whole numbers stay as they are."""
+    """A file's tensors in float16; whole numbers and the mel front end stay as they are."""
     tensors = {}
     for name, tensor in load_file(path).items():
-        half = tensor.half() if tensor.is_floating_point() else tensor
+        half = tensor.half() if tensor.is_floating_point() and not name.startswith(FRONT_END) else tensor
         if not torch.isfinite(half).all():
             raise WeightsError(f"{name} in {path} does not fit into float16.", "Train that stage again.")
         tensors[name] = half.contiguous()
