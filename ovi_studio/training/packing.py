@@ -91,7 +91,7 @@ def pack(source: Path, out: Path, told: dict[str, Any]) -> int:
     for name, files in halves.items():
         shutil.rmtree(out / name, ignore_errors=True)
         (out / name).mkdir()
-        shutil.copyfile(folders[name] / "config.json", out / name / "config.json")
+        _copy_config(folders[name], out / name)
         for file, tensors in files.items():
             save_file(tensors, out / name / file, {"format": "pt"})
             (out / name / file).chmod(0o644)  # whoever installs the package is not who uses it
@@ -115,6 +115,13 @@ def machine() -> str:
 
 def _tensor_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
+
+
+def _copy_config(source: Path, out: Path) -> None:
+    """A component's config, without the folder on this machine that it was loaded from."""
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _halved(path: Path) -> dict[str, torch.Tensor]:

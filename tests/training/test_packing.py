@@ -25,6 +25,8 @@ def trained(tmp_path_factory):
     pipeline.video_vae.register_to_config(latents_mean=[0.25] * 16, latents_std=[1.5] * 16)
     for name, stage in packing.STAGE_OF.items():
         getattr(pipeline, name).save_pretrained(folder / stage / "weights")
+    on_from_an_earlier_stage = type(pipeline.audio_vae).from_pretrained(folder / "audio-decoder" / "weights")
+    on_from_an_earlier_stage.save_pretrained(folder / "audio-decoder" / "weights")
     rows = [{"step": 7, "loss": 0.5}, {"step": 7, "test_loss": 0.4}]
     (folder / "fusion" / "curves.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shards = folder / "latents" / "train"
@@ -62,6 +64,11 @@ def test_it_is_small_and_half(packed):
     assert size <= packing.MAX_BYTES
     tensors = load_file(packed / "transformer" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+def test_no_folder_of_the_training_machine_is_packed(trained, packed):
+    assert str(trained) in (trained / "audio-decoder" / "weights" / "config.json").read_text()
+    assert not any(str(trained) in path.read_text() for path in packed.rglob("*.json"))
 
 
 def test_the_card_tells_how_and_what(packed):
