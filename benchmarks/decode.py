@@ -1,4 +1,4 @@
-"""The video VAE: decoding alone, encoding to mp4 beside it or after every chunk, and other memory layouts.
+"""The video VAE: decoding alone, encoding to mp4 beside it or after every chunk, another memory layout, compiled norms.
 
 python benchmarks/decode.py                                   # nano on a CPU
 python benchmarks/decode.py --model 720x720_5s --size 704x704 --device cuda
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 
 if __name__ == "__main__":  # run as a file, from a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -28,6 +29,7 @@ def main() -> None:
     """Measures all of them in turn."""
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="also with norms and activations compiled, at the end")
     options = parser.parse_args()
     variant = variant_of(options.model)
     size = size_of(variant, options.size)
@@ -45,6 +47,12 @@ def main() -> None:
         for work in works.values():
             work()
         took = medians(alternating(works, options.rounds, options.device, wall=True))
+    if options.compile:
+        compile_norms(pipeline)
+        decode(pipeline, latents)
+        took |= medians(
+            alternating({"decode, norms compiled": works["decode"]}, options.rounds, options.device, wall=True)
+        )
     rate = convolution_rate(torch.device(options.device)) or believed_rates().convolution
     floor = stage_work(variant, size)["decode_video"].operations / rate / 1e12
     for name, seconds in took.items():
@@ -89,6 +97,17 @@ def in_layout(pipeline: OviPipeline, latents: torch.Tensor, layout: torch.memory
     finally:
         for module in convolutions:
             module.weight.data = module.weight.data.contiguous()
+
+
+def compile_norms(pipeline: OviPipeline) -> None:
+    """Norm and activation as one kernel: the residual blocks as a whole would be a graph for each of their caches."""
+    for block in pipeline.video_vae.modules():
+        if isinstance(block, WanResidualBlock):
+            for name in ("norm1", "norm2"):
+                fused = torch.nn.Sequential(getattr(block, name), block.nonlinearity)
+                fused.compile(dynamic=True)
+                setattr(block, name, fused)
+            block.nonlinearity = torch.nn.Identity()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     python benchmarks/loading.py --gigabytes 2.5 --plan fp8_storage:streamed:disk [--adapter]
 
 The last line is JSON: bytes of the file and of the loaded model, the highest resident memory while it was loaded
-(beyond what the process had before), and `overhead`, that peak over the model less one. Linux only: the kernel keeps
-the peak.
+(beyond what the process had before), `overhead`, that peak over the model less one, and `times_floor`: seconds over
+those of reading the file's bytes and no more, right before. Linux only: the kernel keeps the peak.
 
 With a plan, the file is mapped and every weight brought to its place, as in a run. The peak is then that of the
 process's own memory (mapped files are the system's to drop), sampled, and `predicted_bytes` is what the planner says
@@ -102,6 +102,7 @@ def measure(path: Path, variant: Variant) -> dict[str, float]:
     """Loads the file here in bfloat16; bytes, and seconds."""
     with torch.device("meta"):
         components.build_transformer(variant)  # so that what is imported on the way counts as there before
+    floor = _reading_seconds(path)
     process = psutil.Process()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
     before, start = process.memory_info().rss, time.monotonic()
@@ -115,7 +116,17 @@ def measure(path: Path, variant: Variant) -> dict[str, float]:
         "peak_bytes": peak,
         "overhead": round(peak / model - 1, 4),
         "seconds": round(seconds, 2),
+        "times_floor": round(seconds / floor, 2),
     }
+
+
+def _reading_seconds(path: Path) -> float:
+    """Of all bytes of a file, into memory that is used again."""
+    buffer, start = bytearray(1 << 24), time.monotonic()
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+    return time.monotonic() - start
 
 
 def plan_of(variant: Variant, precision: Precision, placement: Placement, home: Home) -> tuple[Variant, ExecutionPlan]:
