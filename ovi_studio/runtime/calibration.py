@@ -61,7 +61,7 @@ class Calibration:
         for stage, names in _RATES_OF.items():
             predicted = plan.stages[stage].seconds if stage in plan.stages else 0.0
             took = seconds.get(stage, 0.0)
-            told_by_rates = stage != "denoise" or plan.step_cache == "none"  # it leaves out work, nobody knows how much
+            told_by_rates = stage != "denoise" or plan.step_cache == "none"  # what it leaves out differs by the clip
             if told_by_rates and min(predicted, took) >= MIN_SECONDS:
                 ratio = min(max(predicted / took, 1 / LARGEST_CHANGE), LARGEST_CHANGE) ** TRUST
                 rates = dataclasses.replace(rates, **{name: getattr(rates, name) * ratio for name in names})

@@ -18,6 +18,7 @@ from ovi_studio.runtime.execution_plan import (
     Parallel,
     Placement,
     Preferences,
+    StepCache,
 )
 from ovi_studio.runtime.hardware import Card
 from ovi_studio.runtime.memory import Precision, VaeTiling
@@ -105,6 +106,7 @@ class DenoiseSettings:
     batched: bool
     text_cache: bool
     compile: bool
+    step_cache: StepCache = "none"
     ffn_chunks: int = 1
     outside_resident: bool = True
     resident_blocks: int = 0

@@ -6,7 +6,7 @@ For every device it can use, all candidates are predicted (`stages.py`), and the
 
     auto      bf16 where it fits resident or staged, else 8-bit weights; among those the fastest
     exact     bf16 only, streamed if it must be; the fastest
-    fast      the fastest, whatever the precision
+    fast      the fastest, whatever the precision; steps may reuse work
     smallest  the fewest bytes on the card, then the fastest
 
 Because what fits on a machine also fits on a larger one, a larger machine never gets a worse plan. "Worse" means
@@ -182,9 +182,9 @@ def _machines(workload: Workload, hardware: Hardware, preferences: Preferences, 
 def _teams(machines: list[Machine], workload: Workload, hardware: Hardware, preferences: Preferences) -> list[Machine]:
     """Cards that share a run: those that are alike and about equally free, the emptiest first, as many as are worth it.
 
-    A run that reuses steps' work stays on one: what is reused is decided by looking at all tokens.
+    A run that is to reuse steps' work stays on one: what is reused is decided by looking at all tokens.
     """
-    if preferences.single_card or preferences.step_cache not in (None, "none"):
+    if preferences.single_card or preferences.step_cache == "first_block":
         return []
     alike: dict[object, list[Machine]] = {}
     for machine in machines:
@@ -359,7 +359,7 @@ def _to_plan(
         text_cache=settings.text_cache,
         guidance=guidance if workload.passes == 2 else "none",
         compile=settings.compile,
-        step_cache=preferences.step_cache,
+        step_cache=settings.step_cache,
         step_cache_threshold=preferences.step_cache_threshold or STEP_CACHE_THRESHOLD,
         ffn_chunks=settings.ffn_chunks,
         parallel=machine.parallel,

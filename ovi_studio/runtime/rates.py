@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ovi_studio.arithmetic import Cost
 from ovi_studio.errors import InvalidInputError
+from ovi_studio.runtime import costs
 from ovi_studio.runtime.hardware import Card, Disk, Hardware
 from ovi_studio.runtime.memory import Precision
 
@@ -23,12 +24,17 @@ from ovi_studio.runtime.memory import Precision
 EAGER_TRAFFIC, COMPILED_TRAFFIC = 250, 60
 # Starting the ~300 kernels of a block; guessed.
 EAGER_LAUNCH_SECONDS, COMPILED_LAUNCH_SECONDS = 1.5e-3, 4e-4
-COMPILE_SECONDS = 30.0  # regional compilation of a block, both passes; guessed
+# A clip's share of compiling a block, both passes: about 30 s, once for all clips while the model stays as it is, and
+# the next session finds most of it on the disk; guessed.
+COMPILE_SECONDS = 10.0
 STREAMING_SLOWDOWN = 1.02  # transfers share memory bandwidth with the work they hide behind; guessed
 PAGEABLE_SHARE = 0.5  # of the pinned transfer rate; guessed
 QUANTIZED_SHARE = 0.9  # of the bf16 rate where weights are unpacked before each product; guessed
 NF4_SHARE = 0.7  # likewise; guessed
 CAST_SHARE = 0.88  # fp8 storage casts every weight by separate kernels; guessed
+# Of the denoising, by the step cache at its usual threshold or above: nano's share at 30 steps; at 15 each changes too
+# much. Measured there, guessed for the released models, and different from clip to clip (docs/performance.md).
+STEP_CACHE_SAVES, STEP_CACHE_MIN_STEPS = 1 - 1 / costs.MEASURED["cache below 0.1"].times, 30
 MUX_PIXELS_PER_SECOND = 1e8  # x264 at its default speed on a few cores; guessed
 
 

@@ -17,7 +17,13 @@ from ovi_studio.events import Stage
 from ovi_studio.runtime import memory, rates, teams
 from ovi_studio.runtime.candidates import Candidate, Choice, DenoiseSettings, Machine, Part, Skeleton
 from ovi_studio.runtime.drawing import drawing_choices
-from ovi_studio.runtime.execution_plan import ComponentName, ComponentPlan, Preferences
+from ovi_studio.runtime.execution_plan import (
+    STEP_CACHE_THRESHOLD,
+    ComponentName,
+    ComponentPlan,
+    Preferences,
+    StepCache,
+)
 from ovi_studio.runtime.memory import Precision, VaeTiling, Workload
 
 PROMPTS = 3  # the prompt and both negative ones, encoded one after the other
@@ -26,7 +32,7 @@ DECODERS: tuple[Component, ...] = ("video_vae", *SOUND)
 FFN_CHUNKS = 2  # more would not help: with two, other moments of a block are wider
 EDGE_BLOCKS = memory.PREFETCHED_BLOCKS  # if all but these stayed, streaming would hold everything
 
-Option = TypeVar("Option", bool, VaeTiling)
+Option = TypeVar("Option", bool, VaeTiling, StepCache)
 Objective: TypeAlias = Literal["seconds", "bytes"]
 
 
@@ -237,10 +243,24 @@ class Stages:
             _allowed(guidance, preferences.batched_guidance if self.workload.passes == 2 else None),
             _allowed((True, False), preferences.text_cache),
             _allowed(compiles, preferences.compile),
+            _allowed(self._step_caches(), preferences.step_cache),
             (1, FFN_CHUNKS) if streamed else (1,),
             (True, False) if streamed else (True,),
         ):
             yield self._denoise_choice(part, resident, host, DenoiseSettings(*settings))
+
+    def _step_caches(self) -> tuple[StepCache, ...]:
+        """Whether steps may reuse work: where speed is all that is wished or it is asked for, and never in a team."""
+        if self._parallel.gpus > 1:  # what is reused is decided by looking at all tokens
+            return ("none",)
+        wished = self.workload.quality == "fast" and self._reuses
+        return ("none", "first_block") if wished or self.preferences.step_cache else ("none",)
+
+    @property
+    def _reuses(self) -> bool:
+        """Whether a step cache would find something to leave out, as far as is known."""
+        threshold = self.preferences.step_cache_threshold or STEP_CACHE_THRESHOLD
+        return self.workload.steps >= rates.STEP_CACHE_MIN_STEPS and threshold >= STEP_CACHE_THRESHOLD
 
     def _denoise_choice(self, part: Part, resident: int, host: int, settings: DenoiseSettings) -> Choice:
         load, width = self.workload, memory.element_bytes(part.precision)
@@ -248,7 +268,7 @@ class Stages:
         batch = load.passes // groups if settings.batched else 1
         held = resident + memory.adapter_bytes(load)
         held += memory.text_cache_bytes(load, width) // groups if settings.text_cache else 0
-        held += memory.step_cache_bytes(load, width) if self.preferences.step_cache != "none" else 0
+        held += memory.step_cache_bytes(load, width) if settings.step_cache != "none" else 0
         own = teams.own_tokens(load, self._parallel)
         active = memory.denoise_activation_bytes(load, batch, width, settings.text_cache, settings.ffn_chunks, own)
         exchange = teams.exchange_bytes(load, self._parallel, batch, width)
@@ -284,6 +304,8 @@ class Stages:
         plain = self._step_seconds(part, settings, 1, transfer)
         guided = self._step_seconds(part, settings, 2, transfer) if load.passes == 2 else plain
         seconds = load.steps * (load.guided * guided + (1 - load.guided) * plain)
+        if settings.step_cache != "none" and self._reuses:
+            seconds *= 1 - rates.STEP_CACHE_SAVES
         if settings.text_cache:  # one more pass over the blocks, for their keys and values alone
             text = self._text_pass.matmul / self._parallel.guidance_groups
             seconds += speed.product_seconds(text, part.precision) + transfer

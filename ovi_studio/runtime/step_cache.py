@@ -40,7 +40,7 @@ class FirstBlockCache:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._memories: dict[object, _Memory] = {}
+        self._memories: dict[tuple[int, int], _Memory] = {}  # by where the text lies, and its samples
         self._memory = _Memory()  # of the pass that runs
         self._skips = False
 
@@ -73,7 +73,9 @@ class FirstBlockCache:
         else:
             tensor = kwargs.get("encoder_hidden_states", args[3] if len(args) > 3 else None)
         if isinstance(tensor, Tensor) and not kwargs.get("only_text"):
-            self._memory = self._memories.setdefault((tensor.data_ptr(), len(tensor)), _Memory())
+            samples = len(tensor)  # with guidance and without it: what the one remembers is of no use to the other
+            self._memories = {key: memory for key, memory in self._memories.items() if key[1] == samples}
+            self._memory = self._memories.setdefault((tensor.data_ptr(), samples), _Memory())
         return forward(*args, **kwargs)
 
     def _run_first(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from ovi_studio.runtime import memory, teams
+from ovi_studio.runtime import costs, memory, teams
 from ovi_studio.runtime.candidates import Candidate
 from ovi_studio.runtime.execution_plan import STEP_CACHE_THRESHOLD, Preferences, gigabytes
 from ovi_studio.runtime.hardware import BF16_CAPABILITY, FP8_CAPABILITY, GB, MIN_CAPABILITY, Card, Hardware
@@ -23,6 +23,7 @@ PLACEMENT_WORDS = {
     "streamed": "streamed",
     "sharded": "shared by the cards",
 }
+FEW_STEPS = 0.6  # of the usual ones: so few are told, with what they cost; guessed
 LINK_WORDS = {"none": "PCIe", "pcie": "PCIe", "nvlink": "NVLink"}
 
 
@@ -36,6 +37,7 @@ def reasons(best: Candidate, workload: Workload, hardware: Hardware, preferences
     if best.machine.card is None:
         why = "no card has room for it or is faster" if _usable(hardware) else "there is no usable card"
         yield f"It runs on the CPU, as {why}; in float32, as bf16 is far slower there."
+        yield from _turbo_reasons(best, workload, preferences)
         return
     yield from _team_reasons(best, workload, hardware)
     yield from _budget_reasons(best)
@@ -84,10 +86,11 @@ def _transformer_reasons(best: Candidate, workload: Workload, preferences: Prefe
     whole = gigabytes(memory.weight_bytes(workload.variant, "transformer", "bf16"))
     words = PRECISION_WORDS[part.precision]
     quality = "forced" if preferences.transformer_precision is not None else workload.quality
-    yield {
+    told = {
         "auto": f"The transformer's {whole} in bf16 do not fit beside its activations, so it runs as {words}.",
         "fast": f"The transformer runs as {words}, the fastest that fits.",
     }.get(quality, f"The transformer runs as {words}, which takes half of the {whole} of bf16.")
+    yield f"{told} {costs.of_precision(part.precision)}"
     if part.precision == "fp8_compute":
         yield "fp8 is compiled: only then is the quantizing of activations fused into other work."
 
@@ -126,17 +129,27 @@ def _placement_reasons(
 
 
 def _turbo_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:
-    """What is approximate, and what that costs where it was measured: on nano, see docs/performance.md."""
-    if preferences.step_cache == "first_block":
+    """What is approximate, and what that costs where it was measured."""
+    encoder = best.skeleton.text_encoder.precision
+    if encoder not in ("float32", "bf16"):
+        yield f"The text encoder runs as {PRECISION_WORDS[encoder]}: approximate. {costs.UNMEASURED}"
+    if best.settings.step_cache == "first_block":
         threshold = preferences.step_cache_threshold or STEP_CACHE_THRESHOLD
         yield (
-            f"Steps whose first block changes by less than {threshold:.0%} reuse the others' work: approximate "
-            "(docs/performance.md has what it costs), and how much it saves differs from clip to clip."
+            f"Steps whose first block changes by less than {threshold:.0%} reuse the others' work: approximate, and "
+            f"how much it saves differs from clip to clip. {costs.of_step_cache(threshold)}"
         )
+    usual = workload.variant.defaults.num_inference_steps
+    if workload.steps <= FEW_STEPS * usual and not workload.adapters:
+        share = workload.steps / usual
+        yield f"{workload.steps} steps where {usual} are usual: approximate. {costs.of_steps(share)}"
     if workload.passes == 2 and workload.guided < 1:
-        yield f"Guidance works in {workload.guided:.0%} of the steps; the others run one pass instead of two."
+        yield (
+            f"Guidance works in {workload.guided:.0%} of the steps; the others run one pass instead of two. "
+            f"{costs.of_guidance(workload.guided)}"
+        )
     if best.machine.attention[0] == "sage":
-        yield "Attention multiplies in 8 bits: approximate."
+        yield f"Attention multiplies in 8 bits: approximate. {costs.UNMEASURED}"
 
 
 def _setting_reasons(best: Candidate, workload: Workload, preferences: Preferences) -> Iterator[str]:

@@ -409,7 +409,7 @@ def build_advanced() -> dict[str, Any]:
     with gr.Row():
         for name, label in zip(_INTERVALS, ("Picture guided during", "Sound guided during"), strict=True):
             made[name] = gr.Textbox(
-                label=label, placeholder="the whole run; 0:0.8 is faster", max_lines=1, min_width=160
+                label=label, placeholder="the whole run, or a part: 0:0.8", max_lines=1, min_width=160
             )
     with gr.Row():
         made["video_negative_prompt"] = gr.Textbox(usual.video_negative_prompt, label="Not to be seen", lines=2)
@@ -420,7 +420,7 @@ def build_advanced() -> dict[str, Any]:
         )
         made["quality"] = gr.Radio(
             list(get_args(Quality)), value="auto", label="How the machine is used", scale=2,
-            info="exact: full precision; fast: least time; smallest: least memory",
+            info="exact: full precision; fast: least time, approximate; smallest: least memory",
         )  # fmt: skip
     return made
 

@@ -23,6 +23,7 @@ from ovi_studio.model.pipeline import OviPipeline
 from ovi_studio.model.sampler import FusedSampler, Guidance, TextStates
 from ovi_studio.runtime.apply import AppliedPlan, must_reload
 from ovi_studio.runtime.execution_plan import ComponentPlan, ExecutionPlan, Parallel
+from ovi_studio.runtime.step_cache import FirstBlockCache
 from ovi_studio.runtime.streaming import ForwardWraps
 from ovi_studio.weights.nano import load_nano
 from tests.runtime.plans import PLAIN, plan_of, streamed
@@ -274,6 +275,21 @@ def test_step_cache_serves_both_streams(nano: OviPipeline, tmp_path: Path) -> No
     expected = nano.transformer(*steps[1])
     wraps.remove()
     assert_same([found.video, found.audio], [expected.video, expected.audio], 2e-6)
+
+
+@torch.no_grad()
+def test_step_cache_forgets_what_guidance_no_longer_asks_for(nano: OviPipeline) -> None:
+    """A run whose guidance begins late keeps no more than one that is guided throughout."""
+    draw = torch.Generator().manual_seed(1)
+    video, audio = torch.randn(1, 16, 3, 4, 4, generator=draw), torch.randn(1, 9, 8, generator=draw)
+    one, two = torch.randn(1, 7, 128, generator=draw), torch.randn(2, 7, 128, generator=draw)
+    cache, kept = FirstBlockCache(1e9), []
+    with cache.on(nano.transformer):
+        for text in (one, two, one):
+            inputs = (video.expand(len(text), -1, -1, -1, -1), audio.expand(len(text), -1, -1))
+            nano.transformer(*inputs, torch.tensor([900.0]), text)
+            kept.append([samples for _, samples in cache._memories])
+    assert kept == [[1], [2], [1]]
 
 
 def test_step_cache_that_never_hits_is_exact(nano: OviPipeline, tmp_path: Path) -> None:

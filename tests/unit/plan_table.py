@@ -91,7 +91,7 @@ TABLE = """
 # fast: fp8 wherever it can be computed, on long clips at any rate; bf16 beats unpacked int8
 1x48GB@8.9,ram=64               fast      fR fR fR fR
 1x24GB@8.9,ram=64               fast      fW fW fW fW
-1x16GB@8.9,ram=64               fast      fW fW fS fS
+1x16GB@8.9,ram=64               fast      fW fS fS fS
 1x8GB@8.9,ram=64                fast      fS fS fS fS
 # smallest: streamed, however large the card
 1x80GB@9.0,ram=64               smallest  ?S ?S ?S ?S

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ovi_studio.errors import InvalidInputError, OutOfMemoryError
 from ovi_studio.flux import ImageModel
 from ovi_studio.request import GenerationRequest
-from ovi_studio.runtime import memory
+from ovi_studio.runtime import costs, memory
 from ovi_studio.runtime.execution_plan import ExecutionPlan, Preferences
 from ovi_studio.runtime.hardware import GB, simulate
 from ovi_studio.runtime.memory import Workload
@@ -246,24 +246,75 @@ def test_a_request_and_its_workload():
 def test_guidance_in_half_of_the_steps_takes_three_quarters():
     machine = simulate("1x80GB@9.0,ram=64")
     whole, half, none = (
-        plan_workload(workload(guided=guided, passes=passes), machine).stages["denoise"].seconds
+        plan_workload(workload(guided=guided, passes=passes), machine, Preferences(compile=False))
+        .stages["denoise"]
+        .seconds
         for guided, passes in ((1.0, 2), (0.5, 2), (0.0, 1))
     )
     assert none < half < whole
     assert half == pytest.approx((none + whole) / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("quality", ["fast", "auto", "exact", "smallest"])
-def test_steps_reuse_work_only_where_asked_and_the_plan_says_so(quality):
+@pytest.mark.parametrize("quality", WISHES)
+def test_steps_reuse_work_only_where_asked_or_only_speed_is_wished(quality):
     machine = simulate("1x80GB@9.0,ram=64")
-    plain = plan_workload(workload(quality=quality), machine)
+    plain = plan_workload(workload(quality=quality), machine, Preferences(step_cache="none"))
     asked = plan_workload(
-        workload(quality=quality), machine, Preferences(step_cache="first_block", step_cache_threshold=0.1)
+        workload(quality=quality), machine, Preferences(step_cache="first_block", step_cache_threshold=0.2)
     )
-    assert (plain.step_cache, asked.step_cache, asked.step_cache_threshold) == ("none", "first_block", 0.1)
+    assert (plain.step_cache, asked.step_cache, asked.step_cache_threshold) == ("none", "first_block", 0.2)
     assert not any("reuse" in reason for reason in plain.reasons)
-    assert any("less than 10% reuse" in reason for reason in asked.reasons)
+    assert any("less than 20% reuse" in reason for reason in asked.reasons)
     assert asked.stages["denoise"].peak_gpu_bytes > plain.stages["denoise"].peak_gpu_bytes or quality == "smallest"
+    left = plan_workload(workload(quality=quality), machine)
+    assert left.step_cache == ("first_block" if quality == "fast" else "none")
+
+
+def test_fast_takes_the_step_cache_at_nanos_price_and_says_it():
+    machine = simulate("1x80GB@9.0,ram=64")
+    fast = plan_workload(workload(quality="fast"), machine)
+    plain = plan_workload(workload(quality="fast"), machine, Preferences(step_cache="none"))
+    assert fast.step_cache_threshold == 0.1
+    assert fast.stages["denoise"].seconds < plain.stages["denoise"].seconds
+    reason = next(reason for reason in fast.reasons if "reuse" in reason)
+    assert f"{costs.MEASURED['cache below 0.1'].psnr:.0f} dB" in reason
+    never = plan_workload(workload(quality="fast"), machine, Preferences(step_cache_threshold=0.05))
+    assert never.step_cache == "none", "so low it gains nothing"
+
+
+def test_a_fast_plan_names_every_approximation():
+    small = plan_workload(workload(quality="fast"), simulate("1x24GB@8.9,ram=64"))
+    assert small.components["text_encoder"].precision == "nf4"
+    told = " ".join(small.reasons)
+    assert "The text encoder runs as nf4 weights: approximate" in told
+    assert "The transformer runs as fp8" in told
+
+
+def test_what_is_compiled_for_many_clips_is_not_charged_to_one():
+    card = simulate("1x141GB@9.0,ram=128")
+    for quality, precision in (("exact", "bf16"), ("auto", "bf16"), ("fast", "fp8_compute")):
+        chosen = plan_workload(workload(quality=quality), card)
+        assert (chosen.compile, chosen.components["transformer"].precision) == (True, precision)
+    assert not plan_workload(workload(quality="exact", steps=6), card).compile
+
+
+def test_few_steps_have_nothing_to_reuse_and_say_what_they_cost():
+    few = plan_workload(workload(quality="fast", steps=20), simulate("1x80GB@9.0,ram=64"))
+    assert few.step_cache == "none"
+    assert any(reason.startswith("20 steps where 50 are usual") for reason in few.reasons)
+    distilled = plan_workload(workload(quality="fast", steps=4, adapters=1), simulate("1x80GB@9.0,ram=64"))
+    assert not any("are usual" in reason for reason in distilled.reasons)
+
+
+def test_cards_that_share_a_clip_reuse_nothing():
+    team = plan_workload(workload(quality="fast"), simulate("8x80GB@9.0,ram=256,link=nvlink"))
+    assert (team.parallel.gpus, team.step_cache) == (8, "none")
+
+
+def test_a_cpu_tells_of_approximations_too():
+    told = plan_workload(workload("nano", (96, 96), quality="fast", steps=30), simulate("cpu,ram=8"))
+    assert told.step_cache == "first_block"
+    assert any("reuse" in reason for reason in told.reasons)
 
 
 def test_stages_and_json_have_the_promised_names():
